@@ -1,0 +1,45 @@
+"""Whole-slide histopathology transfer learning.
+
+The public names below are loaded on first use, so ``import histotl`` costs nothing: neither torch nor timm nor pandas
+is imported before something needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "BackboneCard": "histotl.core.values",
+    "EmbedConfig": "histotl.embed.config",
+    "FeatureIdentity": "histotl.core.values",
+    "HistotlError": "histotl.core.errors",
+    "Task": "histotl.learn.task",
+    "TileConfig": "histotl.embed.config",
+    "TileSpec": "histotl.core.values",
+    "TrainConfig": "histotl.learn.config",
+    "available": "histotl.core.registry",
+    "create": "histotl.core.registry",
+    "embed_patches": "histotl.embed.patches",
+    "embed_slides": "histotl.embed.engine",
+    "evaluate": "histotl.evaluate.stage",
+    "open_embeddings": "histotl.store.embeddings",
+    "open_slide": "histotl.wsi.slide",
+    "predict": "histotl.learn.predict",
+    "register": "histotl.core.registry",
+    "tile_slides": "histotl.embed.tile",
+    "train": "histotl.learn.train",
+}
+
+__all__ = sorted([*_EXPORTS, "__version__"])
+
+
+def __getattr__(name: str) -> object:
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module 'histotl' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

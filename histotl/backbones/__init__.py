@@ -1,0 +1,1 @@
+"""Pixels become vectors. ``base.py`` holds the contract; timm is imported in this room only."""

@@ -1,0 +1,1 @@
+"""The words that all rooms share: units, frozen values, errors, registry, spec strings, provenance, progress."""

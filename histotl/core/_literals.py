@@ -1,0 +1,74 @@
+"""Checks a literal from a spec string or a TOML file against a dataclass field's annotation."""
+
+from __future__ import annotations
+
+import types
+import typing
+from pathlib import Path
+
+from histotl.core.errors import SpecError
+
+
+def fit_literal(owner: type, name: str, value: object, *, where: str) -> object:
+    """Return ``value`` as the annotated type of field ``name`` of ``owner``.
+
+    Integers become floats and lists become tuples where the annotation says so; nothing else is converted.
+
+    Raises:
+        SpecError: The value is of another type.
+    """
+    hint = typing.get_type_hints(owner)[name]
+    try:
+        return _fit(value, hint)
+    except TypeError as error:
+        shown = getattr(hint, "__name__", None) if not typing.get_args(hint) else None
+        wanted = shown or str(hint).replace("typing.", "")
+        raise SpecError(f"{where}: {name}={value!r} is not {wanted}", hint=f"give {name} as {wanted}") from error
+
+
+def _fit(value: object, hint: object) -> object:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is typing.Any or hint is object:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        for option in args:
+            try:
+                return _fit(value, option)
+            except TypeError:
+                continue
+        raise TypeError
+    if origin is typing.Literal:
+        if value in args:
+            return value
+        raise TypeError
+    if origin is tuple:
+        return _fit_tuple(value, args)
+    if hint is None or hint is type(None):
+        return _require(value, value is None)
+    if hint is float:
+        return float(
+            typing.cast("float", _require(value, isinstance(value, int | float) and not isinstance(value, bool)))
+        )
+    if hint is int:
+        return _require(value, isinstance(value, int) and not isinstance(value, bool))
+    if hint is Path:
+        return Path(typing.cast("str", _require(value, isinstance(value, str | Path))))
+    if isinstance(origin or hint, type):
+        return _require(value, isinstance(value, typing.cast("type", origin or hint)))
+    return value
+
+
+def _fit_tuple(value: object, args: tuple[object, ...]) -> object:
+    if not isinstance(value, list | tuple):
+        raise TypeError
+    if len(args) == 2 and args[1] is Ellipsis:
+        return tuple(_fit(item, args[0]) for item in value)
+    if len(args) != len(value):
+        raise TypeError
+    return tuple(_fit(item, arg) for item, arg in zip(value, args, strict=True))
+
+
+def _require(value: object, good: bool) -> object:
+    if not good:
+        raise TypeError
+    return value

@@ -1,0 +1,67 @@
+"""Spec strings: a component with its arguments as one line of text.
+
+``"macenko(alpha=1.0)"`` is the same thing in Python, on the command line, in TOML, in a log, in a cache key and in a
+report. Parsed with :func:`ast.literal_eval` only: a spec from a stranger's file cannot run code.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from histotl.core.errors import SpecError
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./:@+-]*")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A component's name and its keyword arguments.
+
+    Args:
+        name: Registered name, such as ``macenko`` or ``timm/resnet50.a1_in1k``.
+        args: Keyword arguments: numbers, strings, booleans, None, and tuples, lists or dicts of these.
+    """
+
+    name: str
+    args: Mapping[str, object] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        if not self.args:
+            return self.name
+        return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in self.args.items())})"
+
+
+def parse_spec(text: str) -> Spec:
+    """Read ``name`` or ``name(key=value, …)``; values are Python literals.
+
+    Raises:
+        SpecError: The text is not of that form; the message shows the text and an example.
+    """
+    text = text.strip()
+    match = _NAME.match(text)
+    if match is None:
+        raise SpecError(f"spec {text!r} does not start with a name", hint="write it as name or name(key=value)")
+    name, rest = match.group(), text[match.end() :].strip()
+    if not rest:
+        return Spec(name)
+    # The call is parsed with a fixed function name because real names hold '/', '.' and '-'.
+    try:
+        call = ast.parse(f"f{rest}", mode="eval").body
+    except (SyntaxError, ValueError) as error:
+        raise SpecError(f"spec {text!r} cannot be read", hint=f"write it as {name}(key=value, …)") from error
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+        raise SpecError(f"spec {text!r} is not name(key=value, …)", hint="name every argument")
+    args: dict[str, object] = {}
+    for keyword in call.keywords:
+        if keyword.arg is None or keyword.arg in args:
+            raise SpecError(f"spec {text!r} repeats or unpacks an argument", hint="name every argument once")
+        try:
+            args[keyword.arg] = ast.literal_eval(keyword.value)
+        except ValueError as error:
+            shown = ast.unparse(keyword.value)
+            cure = f"put text in quotes: {keyword.arg}='{shown}'"
+            raise SpecError(f"spec {text!r}: {keyword.arg}={shown} is not a literal", hint=cure) from error
+    return Spec(name, args)

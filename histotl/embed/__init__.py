@@ -1,0 +1,1 @@
+"""Slides in, embeddings files out: the engine."""

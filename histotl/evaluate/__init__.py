@@ -1,0 +1,1 @@
+"""Answers become evidence: metrics, intervals, the report."""

@@ -1,0 +1,1 @@
+"""Tiles become comparable: stain normalisation and augmentation."""

@@ -1,0 +1,1 @@
+"""Augmentations. ``base.py`` holds the contract."""

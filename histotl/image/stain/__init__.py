@@ -1,0 +1,1 @@
+"""Stain normalisers. ``base.py`` holds the contract."""

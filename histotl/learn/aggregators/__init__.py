@@ -1,0 +1,1 @@
+"""Plug-ins: aggregators. ``base.py`` holds the contract."""

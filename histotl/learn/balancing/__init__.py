@@ -1,0 +1,1 @@
+"""Plug-ins: balancing. ``base.py`` holds the contract."""

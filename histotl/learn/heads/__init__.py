@@ -1,0 +1,1 @@
+"""Plug-ins: heads. ``base.py`` holds the contract."""

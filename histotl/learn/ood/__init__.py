@@ -1,0 +1,1 @@
+"""Plug-ins: ood. ``base.py`` holds the contract."""

@@ -1,0 +1,1 @@
+"""A slide becomes tiles."""

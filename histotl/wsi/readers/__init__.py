@@ -1,0 +1,1 @@
+"""Plug-ins that open slide files. ``base.py`` holds the contract."""

@@ -1,0 +1,97 @@
+"""The registry: every plug-in can be built, named and built again; mistakes are answered with the cure."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+
+from histotl.core import registry
+from histotl.core.errors import MissingDependencyError, SpecError, UnknownNameError
+from histotl.core.registry import PLUGIN_FOLDERS, available, canonical, create, plugin, unavailable
+
+
+@pytest.mark.parametrize("kind", PLUGIN_FOLDERS)
+def test_every_kind_has_plugins_and_none_fails_to_import(kind: str) -> None:
+    assert available(kind)
+    assert unavailable(kind) == {}
+    for name in available(kind):
+        assert plugin(kind, name).summary.endswith("."), f"{kind} {name} needs a one-line docstring"
+
+
+def _buildable() -> list[tuple[str, str]]:
+    found = []
+    for kind in PLUGIN_FOLDERS:
+        for name in available(kind):
+            if dataclasses.MISSING not in plugin(kind, name).parameters.values():
+                found.append((kind, name))
+    return found
+
+
+@pytest.mark.parametrize(("kind", "name"), _buildable())
+def test_canonical_round_trip(kind: str, name: str) -> None:
+    built = create(kind, name)
+    assert create(kind, canonical(built)) == built
+    assert canonical(create(kind, canonical(built))) == canonical(built)
+
+
+def test_unknown_name_answers_with_the_nearest() -> None:
+    with pytest.raises(UnknownNameError) as caught:
+        create("stain", "macenco")
+    assert "macenko" in caught.value.hint
+    assert isinstance(caught.value, LookupError)
+
+
+def test_unknown_kind() -> None:
+    with pytest.raises(UnknownNameError, match="stian"):
+        available("stian")
+
+
+def test_unknown_argument_answers_with_the_nearest() -> None:
+    with pytest.raises(SpecError) as caught:
+        create("stain", "macenko(alhpa=1.0)")
+    assert "alpha" in caught.value.hint
+
+
+def test_wrong_type() -> None:
+    with pytest.raises(SpecError, match="alpha='x'"):
+        create("stain", "macenko(alpha='x')")
+
+
+def test_family_passes_the_model() -> None:
+    assert getattr(create("backbone", "timm/resnet18(weights='random')"), "model") == "resnet18"  # noqa: B009
+    assert canonical(create("backbone", "timm/resnet18(weights='random')")).startswith("timm/resnet18(")
+    with pytest.raises(SpecError, match="needs 'model'"):
+        create("backbone", "timm")
+
+
+def test_two_classes_of_one_name_are_refused() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Other:
+        """Another."""
+
+    with pytest.raises(SpecError, match="registered by"):
+        registry.register("stain", "macenko")(Other)
+
+
+def test_only_frozen_dataclasses() -> None:
+    class Plain:
+        """No dataclass."""
+
+    with pytest.raises(SpecError, match="not a frozen dataclass"):
+        registry.register("stain", "plain")(Plain)
+
+
+def test_a_file_whose_library_is_missing_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import histotl.image.stain as folder
+
+    (tmp_path / "needs_moon.py").write_text("import no_such_library_moon\n")
+    monkeypatch.setattr(folder, "__path__", [*folder.__path__, str(tmp_path)])
+    assert "macenko" in available("stain")
+    with pytest.raises(MissingDependencyError, match="no_such_library_moon"):
+        create("stain", "needs_moon")
+    sys.modules.pop("histotl.image.stain.needs_moon", None)
+    registry._unavailable["stain"].pop("needs_moon")
+    registry._scanned["stain"].discard("needs_moon")
