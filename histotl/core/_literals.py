@@ -43,18 +43,18 @@ def _fit(value: object, hint: object) -> object:
         raise TypeError
     if origin is tuple:
         return _fit_tuple(value, args)
-    if hint is None or hint is type(None):
-        return _require(value, value is None)
-    if hint is float:
-        return float(
-            typing.cast("float", _require(value, isinstance(value, int | float) and not isinstance(value, bool)))
-        )
-    if hint is int:
-        return _require(value, isinstance(value, int) and not isinstance(value, bool))
-    if hint is Path:
-        return Path(typing.cast("str", _require(value, isinstance(value, str | Path))))
-    if isinstance(origin or hint, type):
-        return _require(value, isinstance(value, typing.cast("type", origin or hint)))
+    return _fit_plain(value, type(None) if hint is None else (origin or hint))
+
+
+def _fit_plain(value: object, kind: object) -> object:
+    if isinstance(value, bool) and kind in (int, float):
+        raise TypeError  # True is an int to Python, and never what a user meant
+    if kind is float and isinstance(value, int):
+        return float(value)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if isinstance(kind, type) and not isinstance(value, kind):
+        raise TypeError
     return value
 
 
@@ -66,9 +66,3 @@ def _fit_tuple(value: object, args: tuple[object, ...]) -> object:
     if len(args) != len(value):
         raise TypeError
     return tuple(_fit(item, arg) for item, arg in zip(value, args, strict=True))
-
-
-def _require(value: object, good: bool) -> object:
-    if not good:
-        raise TypeError
-    return value

@@ -22,12 +22,8 @@ def test_every_kind_has_plugins_and_none_fails_to_import(kind: str) -> None:
 
 
 def _buildable() -> list[tuple[str, str]]:
-    found = []
-    for kind in PLUGIN_FOLDERS:
-        for name in available(kind):
-            if dataclasses.MISSING not in plugin(kind, name).parameters.values():
-                found.append((kind, name))
-    return found
+    every = [(kind, name) for kind in PLUGIN_FOLDERS for name in available(kind)]
+    return [(k, n) for k, n in every if dataclasses.MISSING not in plugin(k, n).parameters.values()]
 
 
 @pytest.mark.parametrize(("kind", "name"), _buildable())

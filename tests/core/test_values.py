@@ -84,9 +84,14 @@ def test_config_from_a_table() -> None:
 def test_atomic_file_is_whole_or_not_there(tmp_path: Path) -> None:
     path = tmp_path / "a" / "x.txt"
     write_text(path, "old")
-    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+
+    def fail_half_way() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
     assert path.read_text() == "old"
     assert not list(path.parent.glob(f".*{TEMPORARY_SUFFIX}"))
 
