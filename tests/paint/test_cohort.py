@@ -1,0 +1,124 @@
+"""The plan is balanced, the files are there, and the table tells the truth."""
+
+import csv
+import json
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import openslide
+import pytest
+from PIL import Image
+
+from histotl.core.errors import UsageError
+from histotl.paint.cohort import PaintConfig, paint_cohort
+from histotl.paint.plan import COLUMNS, plan_cohort
+from histotl.paint.values import DYSPLASIA, TYPES
+
+
+def rows_of(table):
+    with table.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_default_plan_is_balanced_over_types_sites_and_splits():
+    plan = [slide for slide in plan_cohort(PaintConfig()) if slide.split != "ood"]
+    first = {slide.patient: slide for slide in plan}
+    assert len(first) == 36
+    assert len(plan) == 40
+    assert Counter(s.type for s in first.values()) == dict.fromkeys(TYPES, 12)
+    assert Counter(s.site for s in first.values()) == {"A": 18, "B": 18}
+    grades = Counter((s.recipe.lesion, s.site) for s in first.values() if s.type == "adenoma")
+    assert set(grades.values()) == {3}
+    for split in ("train", "val", "test"):
+        part = [s for s in first.values() if s.split == split]
+        assert {s.type for s in part} == set(TYPES)
+        assert {s.site for s in part} == {"A", "B"}
+        assert {s.dysplasia for s in part} >= set(DYSPLASIA)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("patients", [24, 36, 61])
+def test_laws_of_every_plan(patients, seed):
+    config = PaintConfig(patients=patients, seed=seed)
+    plan = plan_cohort(config)
+    assert len({s.recipe.slide_id for s in plan}) == len(plan)
+    assert len({s.stream for s in plan}) == len(plan)
+    splits = {}
+    for s in plan:
+        assert splits.setdefault(s.patient, s.split) == s.split
+        lesion = s.recipe.lesion or "none"
+        if s.split != "ood":
+            assert {"normal": "none", "serrated": "serrated"}.get(s.type, f"adenoma_{lesion[8:]}") == lesion
+            assert s.dysplasia in {"", lesion.removeprefix("adenoma_") if s.type == "adenoma" else "none"}
+    missing = {s.patient for s in plan if s.split != "ood" and not s.dysplasia}
+    assert len(missing) == round(config.missing_dysplasia * patients)
+    marks = Counter(mark for s in plan for mark in s.recipe.artefacts)
+    assert min(marks[m] for m in ("pen", "fold", "blur")) >= 1
+    assert plan_cohort(config) == plan
+
+
+def test_files_and_table(small_cohort, small_config):
+    rows = rows_of(small_cohort)
+    assert tuple(rows[0]) == COLUMNS
+    assert [r["split"] for r in rows].count("ood") == 1
+    assert len(rows) == 5
+    for row in rows:
+        path = small_cohort.parent / row["path"]
+        tissue = np.asarray(Image.open(small_cohort.parent / "truth" / f"{row['slide_id']}.tissue.png"))
+        with openslide.OpenSlide(path) as slide:
+            assert slide.properties["openslide.vendor"] == "generic-tiff"
+            assert float(slide.properties["openslide.mpp-x"]) == pytest.approx(small_config.mpp, rel=1e-3)
+            assert slide.dimensions == tissue.shape[::-1]
+            assert slide.level_count == 3
+    assert not list(small_cohort.parent.rglob("*.part"))
+
+
+def test_geojson_names_the_worst_lesion(small_cohort):
+    for row in rows_of(small_cohort):
+        text = (small_cohort.parent / "truth" / f"{row['slide_id']}.geojson").read_text(encoding="utf-8")
+        features = json.loads(text)["features"]
+        names = {f["properties"]["classification"]["name"] for f in features if f["properties"]["kind"] == "tissue"}
+        lesions = names - {"normal"}
+        if row["split"] == "ood":
+            assert names == {row["tissue"]}
+        elif row["type"] == "normal":
+            assert not lesions
+        else:
+            assert len(lesions) == 1
+            assert lesions.pop().startswith(row["type"])
+        marks = {f["properties"]["classification"]["name"] for f in features if f["properties"]["kind"] == "artefact"}
+        assert marks <= set(row["artefacts"].split(";"))
+        for feature in features:
+            for ring in feature["geometry"]["coordinates"]:
+                assert len(ring) >= 4
+                assert ring[0] == ring[-1]
+
+
+def test_workers_do_not_change_a_byte(small_cohort, small_config, tmp_path):
+    steps = []
+    table = paint_cohort(tmp_path, replace(small_config, workers=2), report=steps.append)
+    assert table.read_bytes() == small_cohort.read_bytes()
+    for path in small_cohort.parent.rglob("*.*"):
+        assert path.read_bytes() == (tmp_path / path.relative_to(small_cohort.parent)).read_bytes()
+    assert [(s.stage, s.done, s.total) for s in steps] == [("paint", i, 5) for i in range(1, 6)]
+    assert {s.item for s in steps} == {r["slide_id"] for r in rows_of(table)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"patients": 0}, "patients is 0"),
+        ({"mpp": 0.0}, "mpp is 0.0"),
+        ({"missing_dysplasia": 1.5}, "missing_dysplasia is 1.5"),
+        ({"artefact_share": -0.1}, "artefact_share is -0.1"),
+        ({"second_slides": -1}, "second_slides is -1"),
+        ({"workers": 0}, "workers is 0"),
+        ({"foreign": ("liver",)}, "no foreign tissue is called 'liver'"),
+        ({"foreign": ("brown", "brown")}, "twice"),
+        ({"size_um": (900.0, 100.0)}, "too small"),
+    ],
+)
+def test_refusals(change, message):
+    with pytest.raises(UsageError, match=message):
+        replace(PaintConfig(), **change)
