@@ -12,7 +12,8 @@
     │   ├── MppError(ValueError)            pixel size missing, implausible or anisotropic
     │   ├── UpsamplingError(ValueError)     finer pixels wanted than the slide has
     │   ├── NotBrightfieldError(ValueError) fluorescence or single channel
-    │   └── NoTissueError(ValueError)       nothing to embed was found
+    │   ├── NoTissueError(ValueError)       nothing to embed was found
+    │   └── StainError(ValueError)          the slide's stain cannot be estimated
     ├── StoreError(OSError)                 an embeddings file is missing, damaged or locked
     │   ├── CorruptFileError
     │   └── LockedError
@@ -102,6 +103,10 @@ class NotBrightfieldError(SlideError, ValueError):
 
 class NoTissueError(SlideError, ValueError):
     """No tile passed the tissue threshold."""
+
+
+class StainError(SlideError, ValueError):
+    """The stain of a slide cannot be estimated (one stain only, or too little stained tissue)."""
 
 
 class StoreError(HistotlError, OSError):

@@ -37,5 +37,5 @@ class StainNormalizer(Protocol):
             sample: uint8 RGB (n, h, w, 3), tissue tiles of one slide.
 
         Raises:
-            SlideError: Too little stained tissue to estimate from; says how much was seen.
+            StainError: Too little stained tissue to estimate from; says how much was seen.
         """

@@ -1,0 +1,60 @@
+"""CIE L*a*b* (D65, 2° observer) of sRGB levels, in torch; equal to ``skimage.color.rgb2lab`` and its inverse."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import torch
+
+from histotl.image._planes import Planes, look_up
+
+# IEC 61966-2-1 primaries, to the digits that scikit-image and most colour tools use.
+_XYZ_OF_RGB = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
+_WHITE = np.array([0.95047, 1.0, 1.08883])
+# Division by the white point is folded into the matrices.
+_TO_XYZ = (_XYZ_OF_RGB / _WHITE[:, None]).tolist()
+_FROM_XYZ = (np.linalg.inv(_XYZ_OF_RGB) * _WHITE[None, :]).tolist()
+_KNEE = 0.008856
+_KNEE_ROOT = 6 / 29
+
+
+@cache
+def _linear_table(device: torch.device) -> torch.Tensor:
+    level = np.arange(256) / 255
+    linear = np.where(level > 0.04045, ((level + 0.055) / 1.055) ** 2.4, level / 12.92)
+    with torch.inference_mode(mode=False):
+        return torch.from_numpy(linear).to(device=device, dtype=torch.float32)
+
+
+def lab_of_levels(planes: Planes) -> list[torch.Tensor]:
+    """L* (0 to 100), a* and b* as float32 planes, from three uint8 planes of sRGB."""
+    table = _linear_table(planes[0].device)
+    linear = [look_up(table, plane) for plane in planes]
+    fx, fy, fz = (_root(_combine(linear, row)) for row in _TO_XYZ)
+    return [fy * 116 - 16, (fx - fy) * 500, (fy - fz) * 200]
+
+
+def levels_of_lab(lab: Planes) -> list[torch.Tensor]:
+    """Level + 0.5 of sRGB, not clipped above 255, from three planes of L*, a* and b*."""
+    fy = (lab[0] + 16) / 116
+    xyz = [_cube(lab[1] / 500 + fy), _cube(fy), _cube(fy - lab[2] / 200)]
+    return [_encode(_combine(xyz, row)) for row in _FROM_XYZ]
+
+
+def _combine(planes: Planes, row: list[float]) -> torch.Tensor:
+    return (planes[0] * row[0]).add_(planes[1] * row[1]).add_(planes[2] * row[2])
+
+
+def _root(value: torch.Tensor) -> torch.Tensor:
+    return torch.where(value > _KNEE, value.clamp(min=_KNEE).pow(1 / 3), value * 7.787 + 16 / 116)
+
+
+def _cube(root: torch.Tensor) -> torch.Tensor:
+    return torch.where(root > _KNEE_ROOT, root * root * root, (root - 16 / 116) / 7.787)
+
+
+def _encode(linear: torch.Tensor) -> torch.Tensor:
+    linear = linear.clamp(min=0)
+    curved = linear.clamp(min=0.0031308).pow(1 / 2.4).mul_(1.055).sub_(0.055)
+    return torch.where(linear > 0.0031308, curved, linear * 12.92).mul_(255).add_(0.5)
