@@ -1,8 +1,8 @@
 """The contract of a slide reader.
 
-A reader is a frozen dataclass registered as ``@register("reader", name)``. It says which files it claims, and opens one
-into a :class:`SlideBackend`, which knows its geometry and decodes regions. Everything above (pixel size checks, borders,
-resampling, tiling) is in ``wsi`` and the same for all readers.
+A reader is a frozen dataclass registered as ``@register("reader", name)``. It says which files it claims, and opens
+one into a :class:`SlideBackend`, which knows its geometry and decodes regions. Everything above (pixel size checks,
+borders, resampling, tiling) is in ``wsi`` and the same for all readers.
 """
 
 from __future__ import annotations
