@@ -1,0 +1,129 @@
+"""Is a file whole, and is it the one that is wanted?"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from histotl.core.errors import StoreError
+from histotl.core.values import FeatureIdentity
+from histotl.store import schema
+from histotl.store.hdf5 import blocks, data_digest, get_dataset, not_finite, number_attribute, open_file
+from histotl.store.reader import Embeddings, open_embeddings
+from histotl.store.schema import DTYPES, Key
+from histotl.store.seal import has_seal, seal_problem
+
+_log = logging.getLogger(__name__)
+
+
+def check_file(path: Path, *, deep: bool = True) -> list[str]:
+    """Everything that is wrong with an embeddings file.
+
+    Args:
+        path: The file.
+        deep: Read every byte: compare seal and digest and look for values that are not finite. Otherwise only what
+            the file says about itself, which finds files that are cut short but not flipped bits among the values.
+
+    Returns:
+        One sentence for each problem; empty when the file is good. A file of another tool has no seal and no digest,
+        so of its values only NaN and infinity can be found.
+    """
+    try:
+        # Before anything is parsed: the library can hang on damaged text.
+        if deep and has_seal(path) and (broken := seal_problem(path)):
+            return [broken]
+        embeddings = open_embeddings(path)
+        with open_file(path) as file:
+            problems = _coordinate_problems(embeddings, file)
+            if embeddings.identity is not None:
+                problems += _attribute_problems(embeddings, file)
+                problems += [] if has_seal(path) else [seal_problem(path)]
+            if deep:
+                problems += _value_problems(embeddings, file)
+            return problems
+    except StoreError as error:
+        return [error.message]
+    except OSError as error:
+        return [f"{path} cannot be read: {error.strerror}"]
+
+
+def is_current(path: Path, identity: FeatureIdentity, source_fingerprint: str) -> bool:
+    """Whether a file is there, whole, and made in this way from this source, so that it need not be made again.
+
+    Args:
+        path: The file.
+        identity: What its features must be.
+        source_fingerprint: Digest of the slide (`SlideInfo.fingerprint`) or of the patches.
+    """
+    if not path.exists():
+        return False
+    try:
+        found = open_embeddings(path)
+    except StoreError as error:
+        _log.warning("will be made again: %s", error.message)
+        return False
+    return (
+        has_seal(path)
+        and found.identity is not None
+        and not found.identity.differences(identity)
+        and found.source_fingerprint == source_fingerprint
+    )
+
+
+def _attribute_problems(embeddings: Embeddings, file: h5py.File) -> list[str]:
+    """What the file says twice must agree."""
+    identity, card = embeddings.identity, embeddings.card
+    problems = []
+    if identity is None or card is None:
+        return ["the file has no identity or no card"]
+    wanted = DTYPES.get(identity.dtype)  # type: ignore[call-overload] # text from a file
+    if wanted != embeddings.dtype:
+        problems.append(f"features are {embeddings.dtype}, the identity says {identity.dtype}")
+    if card.dim != embeddings.dim:
+        problems.append(f"features have {embeddings.dim} columns, the card of {card.name} says {card.dim}")
+    if identity.backbone.get("name") != card.name:
+        problems.append(f"the identity is of {identity.backbone.get('name')}, the card of {card.name}")
+    missing = [name for name in schema.TRIDENT_FEATURES if name not in file[schema.FEATURES].attrs]
+    if schema.COORDS in file:
+        missing += [name for name in schema.TRIDENT_COORDS if name not in file[schema.COORDS].attrs]
+        missing += [str(key) for key in (Key.FOOTPRINT, Key.TILE_UM, Key.MPP, Key.SLIDE) if key not in file.attrs]
+        missing += [schema.TISSUE] if schema.TISSUE not in file else []
+    elif schema.ITEMS not in file:
+        missing.append(f"{schema.COORDS} or {schema.ITEMS}")
+    if missing:
+        problems.append(f"missing: {', '.join(missing)}")
+    return problems
+
+
+def _coordinate_problems(embeddings: Embeddings, file: h5py.File) -> list[str]:
+    coords = embeddings.coords_l0
+    if coords is None or not len(coords):
+        return []
+    size = [number_attribute(file[schema.COORDS].attrs, f"level0_{side}") for side in ("width", "height")]
+    outside = (coords < 0).any(axis=1)
+    for axis, side in enumerate(size):
+        if side is not None:
+            outside |= coords[:, axis] >= side
+    if outside.any():
+        row = int(np.flatnonzero(outside)[0])
+        return [f"the tile of row {row} begins at {tuple(coords[row].tolist())}, outside the slide"]
+    return []
+
+
+def _value_problems(embeddings: Embeddings, file: h5py.File) -> list[str]:
+    problems = []
+    if embeddings.digest and data_digest(file, schema.DATASETS) != embeddings.digest:
+        problems.append("the digest differs: values were changed after the file was made")
+    dataset = get_dataset(file, schema.FEATURES)
+    start = 0
+    for block in [] if dataset is None else blocks(dataset):
+        rows = block.reshape(-1, embeddings.dim).astype(embeddings.dtype, copy=False)
+        bad = not_finite(rows)
+        if bad.size:
+            problems.append(f"row {start + int(bad[0])} of the features is not finite")
+            break
+        start += len(rows)
+    return problems
