@@ -18,7 +18,7 @@ class Aggregated:
 
     Args:
         bags: float (B, d), one vector a bag.
-        weights: float (N,), each tile's share in its bag (sums to 1 within a bag), or None where there is no such thing.
+        weights: float (N,), each tile's share in its bag (sums to 1 within a bag), or None where there is none.
     """
 
     bags: torch.Tensor

@@ -1,7 +1,7 @@
 """The contract of an out-of-distribution (OOD) detector on cached features. Higher score = more OOD.
 
-A detector is a frozen dataclass registered as ``@register("ood", name)``; fitting gives a state of plain tensors that is
-stored in the model file, and scoring is a function of that state.
+A detector is a frozen dataclass registered as ``@register("ood", name)``; fitting gives a state of plain tensors that
+is stored in the model file, and scoring is a function of that state.
 """
 
 from __future__ import annotations

@@ -1,0 +1,175 @@
+"""One member's training loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from histotl.learn.bags import Bags
+from histotl.learn.config import TrainConfig
+from histotl.learn.network import Network, evaluating, seeded
+from histotl.learn.objective import Objective
+
+CHECKPOINTS = 20
+"""Looks at the validation set in one run."""
+
+WARM_UP = 0.05
+"""Share of the steps in which the learning rate rises."""
+
+CHECK_ROWS = 16384
+"""Tiles in one pass over the validation set."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Data:
+    """What the loop draws batches from.
+
+    Args:
+        targets: float32 (B, t) on the training device.
+        pooled: float32 (B, d) bag vectors, when pooling has no parameters.
+        bags: The bags otherwise.
+    """
+
+    targets: torch.Tensor
+    pooled: torch.Tensor | None = None
+    bags: Bags | None = None
+
+    def vectors(self) -> torch.Tensor:
+        """The pooled vectors."""
+        if self.pooled is None:
+            raise ValueError("these bags are pooled by a trained aggregator")
+        return self.pooled
+
+    def batch_size(self, config: TrainConfig) -> int:
+        """Bags in one step: as asked, else 16 bags, or an eighth of the rows within 16 and 128."""
+        n = len(self.targets)
+        auto = 16 if self.pooled is None else min(128, max(16, n // 8))
+        return min(n, config.batch_size or auto)
+
+    def steps(self, config: TrainConfig) -> int:
+        """Optimiser steps of one run."""
+        wanted = config.epochs * (len(self.targets) // self.batch_size(config))
+        return min(config.max_steps, max(config.min_steps, wanted))
+
+    def outputs(
+        self,
+        network: Network,
+        rows: npt.NDArray[np.int64],
+        *,
+        max_tiles: int = 0,
+        rng: np.random.Generator | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Outputs of the network on some bags."""
+        if self.pooled is not None:
+            return network.answer(self.pooled[torch.from_numpy(rows).to(self.pooled.device)])
+        if self.bags is None:
+            raise ValueError("neither vectors nor bags")
+        packed, device = self.bags.gather(rows, max_tiles=max_tiles, rng=rng), self.targets.device
+        coords = None if packed.coords is None else packed.coords.to(device)
+        return network(packed.x.to(device), packed.offsets, coords).tasks  # type: ignore[no-any-return]
+
+    def parts(self) -> Iterator[npt.NDArray[np.int64]]:
+        """All bags in blocks that fit into one pass."""
+        if self.bags is not None:
+            yield from self.bags.chunks(CHECK_ROWS)
+        else:
+            yield from np.array_split(np.arange(len(self.targets)), -(-len(self.targets) // CHECK_ROWS))
+
+
+def train_one(
+    network: Network, objective: Objective, data: Data, check: Data, config: TrainConfig, *, rate: float, seed: int
+) -> tuple[float, list[dict[str, object]]]:
+    """Train in place; the network ends with the averaged weights of the checkpoint of least validation loss.
+
+    Returns:
+        That loss, and one entry a checkpoint.
+    """
+    steps, rng = data.steps(config), np.random.default_rng(seed)
+    looks = {math.ceil(steps * (i + 1) / CHECKPOINTS) for i in range(CHECKPOINTS)}
+    optimizer, schedule = _optimizer(network, config, rate, steps)
+    average = [p.detach().clone() for p in network.parameters()]
+    best, kept, history, seen = math.inf, average, [], []
+    mode = network.training
+    with seeded(seed):
+        network.train()
+        for step, rows in zip(
+            range(1, steps + 1), _batches(len(data.targets), data.batch_size(config), rng), strict=False
+        ):
+            outputs = data.outputs(network, rows, max_tiles=config.max_tiles, rng=rng)
+            chosen = data.targets[torch.from_numpy(rows).to(data.targets.device)]
+            loss = objective.total(objective.losses(outputs, chosen))
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule(step)
+            _average(average, network, min(config.ema, (1 + step) / (10 + step)))
+            seen.append(loss.detach())
+            if step in looks:
+                found = _look(network, average, objective, check)
+                total = float(objective.total(found))
+                entry = {name: round(float(value), 6) for name, value in found.items()}
+                history.append(
+                    {"step": step, "train": float(torch.stack(seen).mean()), "val": total, "val_tasks": entry}
+                )
+                seen = []
+                if total < best:
+                    best, kept = total, [p.clone() for p in average]
+    _load(network, kept)
+    network.train(mode)
+    return best, history
+
+
+def _optimizer(
+    network: Network, config: TrainConfig, rate: float, steps: int
+) -> tuple[torch.optim.Optimizer, Callable[[int], None]]:
+    """AdamW that decays matrices only, and a function that sets the rate after each step."""
+    matrices = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=rate)
+    warm = max(1, math.ceil(WARM_UP * steps))
+
+    def set_rate(step: int) -> None:
+        factor = min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        for group in optimizer.param_groups:
+            group["lr"] = rate * factor
+
+    set_rate(0)
+    return optimizer, set_rate
+
+
+def _batches(n: int, size: int, rng: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
+    """Endless batches without replacement; what does not fill a batch comes in another pass."""
+    while True:
+        order = rng.permutation(n).astype(np.int64)
+        for start in range(0, n - size + 1, size):
+            yield order[start : start + size]
+
+
+@torch.no_grad()
+def _average(average: list[torch.Tensor], network: Network, decay: float) -> None:
+    torch._foreach_lerp_(average, [p.detach() for p in network.parameters()], 1 - decay)
+
+
+@torch.no_grad()
+def _load(network: Network, weights: list[torch.Tensor]) -> None:
+    for parameter, value in zip(network.parameters(), weights, strict=True):
+        parameter.copy_(value)
+
+
+def _look(network: Network, average: list[torch.Tensor], objective: Objective, check: Data) -> dict[str, torch.Tensor]:
+    """Validation losses of the averaged weights; the network's own weights are put back."""
+    own = [p.detach().clone() for p in network.parameters()]
+    _load(network, average)
+    try:
+        with evaluating(network):
+            parts = [check.outputs(network, rows) for rows in check.parts()]
+            joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            return objective.losses(joined, check.targets)
+    finally:
+        _load(network, own)

@@ -1,0 +1,337 @@
+"""Feature rows on disk or in memory, gathered into packed bags. Nothing is padded, nothing is loaded twice."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from histotl.core.errors import CorruptFileError, IdentityError, StoreError, UsageError
+from histotl.core.values import BackboneCard, FeatureIdentity
+from histotl.store.embeddings import Embeddings, open_embeddings
+from histotl.store.layout import find_features
+
+Indices = npt.NDArray[np.int64]
+Kind = Literal["slides", "patches"]
+F = TypeVar("F", bound=np.floating)
+
+RESIDENT_BYTES = 2 << 30
+"""A feature set up to this size is read once and kept in memory; larger ones are read in slices from their files."""
+
+OPEN_FILES = 128
+"""Feature files held open at a time, well below the usual limit of a process."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Packed:
+    """Bags in one matrix.
+
+    Args:
+        x: float32 (N, D), bag after bag.
+        offsets: int64 (B + 1,) on the CPU; bag b holds rows ``offsets[b]:offsets[b + 1]``.
+        coords: int64 (N, 2) level-0 corners, None for patches.
+    """
+
+    x: torch.Tensor
+    offsets: torch.Tensor
+    coords: torch.Tensor | None = None
+
+
+class Rows(Protocol):
+    """Feature rows by number."""
+
+    n: int
+    dim: int
+
+    def read(self, rows: Indices) -> npt.NDArray[np.float32]:
+        """Rows float32 (b, D); all finite."""
+
+    def coords(self, rows: Indices) -> Indices | None:
+        """int64 (b, 2) level-0 corners of rows, None where there are none."""
+
+
+class ArrayRows:
+    """Rows of an array in memory.
+
+    Args:
+        features: float (n, D).
+        coords_l0: int64 (n, 2), or None.
+    """
+
+    def __init__(self, features: npt.NDArray[np.floating], coords_l0: Indices | None = None) -> None:
+        self.n, self.dim = features.shape
+        self._features, self._coords = features, coords_l0
+
+    def read(self, rows: Indices) -> npt.NDArray[np.float32]:
+        """See :class:`Rows`."""
+        return check_finite(self._features[rows].astype(np.float32), "the array")
+
+    def coords(self, rows: Indices) -> Indices | None:
+        """See :class:`Rows`."""
+        return None if self._coords is None else self._coords[rows]
+
+
+class FileRows:
+    """Rows of embeddings files, one after the other.
+
+    Args:
+        files: The files, checked to be of one identity.
+    """
+
+    def __init__(self, files: Sequence[Embeddings]) -> None:
+        self.paths = [file.path for file in files]
+        self.starts = np.cumsum([0, *(file.n for file in files)]).astype(np.int64)
+        self.n, self.dim = int(self.starts[-1]), files[0].dim
+        self._dtype = np.result_type(*{file.dtype for file in files})
+        self._open: OrderedDict[int, Embeddings] = OrderedDict()
+        self._resident: npt.NDArray[np.floating] | None = None
+        self._fits = self.n * self.dim * self._dtype.itemsize <= RESIDENT_BYTES
+
+    def read(self, rows: Indices) -> npt.NDArray[np.float32]:
+        """See :class:`Rows`.
+
+        Raises:
+            CorruptFileError: A value is NaN or infinite, or a file is damaged.
+        """
+        if self._fits:
+            return self._all()[rows].astype(np.float32)
+        out = np.empty((len(rows), self.dim), dtype=np.float32)
+        for place, file, local in self._parts(rows):
+            out[place] = check_finite(self._file(file).read(local), str(self.paths[file]))
+        return out
+
+    def coords(self, rows: Indices) -> Indices | None:
+        """See :class:`Rows`."""
+        out = np.empty((len(rows), 2), dtype=np.int64)
+        for place, file, local in self._parts(rows):
+            found = self._file(file).coords_l0
+            if found is None:
+                return None
+            out[place] = found[local]
+        return out
+
+    def _all(self) -> npt.NDArray[np.floating]:
+        if self._resident is None:
+            everything = np.empty((self.n, self.dim), dtype=self._dtype)
+            for file, start in enumerate(self.starts[:-1]):
+                part = self._file(file).read(dtype=self._dtype)
+                everything[start : start + len(part)] = check_finite(part, str(self.paths[file]))
+            self._resident = everything
+        return self._resident
+
+    def _parts(self, rows: Indices) -> Iterator[tuple[Indices, int, Indices]]:
+        """For each file that the rows touch: places in ``rows``, the file's number, row numbers within it."""
+        files = np.searchsorted(self.starts, rows, side="right") - 1
+        order = np.argsort(files, kind="stable").astype(np.int64)
+        for place in np.split(order, np.flatnonzero(np.diff(files[order])) + 1):
+            if len(place):
+                file = int(files[place[0]])
+                yield place, file, rows[place] - self.starts[file]
+
+    def _file(self, number: int) -> Embeddings:
+        if number not in self._open:
+            self._open[number] = open_embeddings(self.paths[number])
+            if len(self._open) > OPEN_FILES:
+                self._open.popitem(last=False)[1].close()
+        self._open.move_to_end(number)
+        return self._open[number]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Bags:
+    """Bags of rows. At tile level every bag has one row.
+
+    Args:
+        source: Where the rows are.
+        rows: int64 (M,): row numbers, bag after bag.
+        offsets: int64 (B + 1,).
+    """
+
+    source: Rows
+    rows: Indices
+    offsets: Indices
+
+    def __post_init__(self) -> None:
+        empty = np.flatnonzero(np.diff(self.offsets) < 1)
+        if len(empty):
+            raise StoreError(f"bag {int(empty[0])} holds no tile", hint="drop the slide, or tile it again")
+
+    @classmethod
+    def of(cls, source: Rows, groups: Sequence[Indices]) -> Bags:
+        """Bags that hold the given rows of ``source``."""
+        rows = np.concatenate(groups) if len(groups) else np.zeros(0, dtype=np.int64)
+        return cls(source=source, rows=rows, offsets=np.cumsum([0, *map(len, groups)]).astype(np.int64))
+
+    @classmethod
+    def singles(cls, source: Rows, rows: Indices) -> Bags:
+        """One bag a row."""
+        return cls(source=source, rows=rows, offsets=np.arange(len(rows) + 1, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def sizes(self) -> Indices:
+        """Rows of each bag, int64 (B,)."""
+        return np.diff(self.offsets)
+
+    def rows_of(self, bag: int) -> Indices:
+        """Row numbers of one bag."""
+        return self.rows[self.offsets[bag] : self.offsets[bag + 1]]
+
+    def subset(self, bags: Indices) -> Bags:
+        """Some of the bags, in the order given."""
+        return Bags.of(self.source, [self.rows_of(int(bag)) for bag in bags])
+
+    def thinned(self, max_tiles: int, seed: int) -> Bags:
+        """The same bags with at most ``max_tiles`` rows each, chosen once."""
+        rng = np.random.default_rng(seed)
+        return Bags.of(self.source, [_thin(self.rows_of(bag), max_tiles, rng) for bag in range(len(self))])
+
+    def tiles(self, max_tiles: int, seed: int) -> tuple[Bags, Indices]:
+        """Every tile as a bag of its own, at most ``max_tiles`` a bag; and the bag that each came from."""
+        kept = self.thinned(max_tiles, seed)
+        return Bags.singles(self.source, kept.rows), np.repeat(np.arange(len(self)), kept.sizes).astype(np.int64)
+
+    def gather(self, bags: Indices, *, max_tiles: int = 0, rng: np.random.Generator | None = None) -> Packed:
+        """Read bags.
+
+        Args:
+            bags: int64 (b,): which, in this order.
+            max_tiles: Most tiles of one bag, the rest left out at random; 0 for all.
+            rng: For ``max_tiles``.
+        """
+        if max_tiles and rng is not None:
+            groups = [_thin(self.rows_of(int(bag)), max_tiles, rng) for bag in bags]
+        else:
+            groups = [self.rows_of(int(bag)) for bag in bags]
+        rows = np.concatenate(groups)
+        coords = self.source.coords(rows)
+        return Packed(
+            x=torch.from_numpy(self.source.read(rows)),
+            offsets=torch.from_numpy(np.cumsum([0, *map(len, groups)]).astype(np.int64)),
+            coords=None if coords is None else torch.from_numpy(coords),
+        )
+
+    def chunks(self, max_rows: int) -> Iterator[Indices]:
+        """Runs of neighbouring bags with at most ``max_rows`` rows in all (or one larger bag)."""
+        start = 0
+        while start < len(self):
+            stop = int(np.searchsorted(self.offsets, self.offsets[start] + max_rows, side="right")) - 1
+            stop = max(stop, start + 1)
+            yield np.arange(start, stop, dtype=np.int64)
+            start = stop
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BagStore:
+    """All features that a folder holds for one backbone.
+
+    Args:
+        source: The rows.
+        kind: ``slides``: one file a slide; ``patches``: rows are patch images.
+        ids: Slides, or the paths of patches.
+        starts: int64 (len(ids) + 1,): rows of each id.
+        identity: What they were made by; None in files of other tools.
+        card: The backbone; None in files of other tools.
+        digests: Id of slide or patch set -> digest of its file.
+    """
+
+    source: FileRows
+    kind: Kind
+    ids: tuple[str, ...]
+    starts: Indices
+    identity: FeatureIdentity | None
+    card: BackboneCard | None
+    digests: dict[str, str]
+
+    @property
+    def dim(self) -> int:
+        """Length of a feature vector."""
+        return self.source.dim
+
+    @property
+    def id_column(self) -> str:
+        """Name of the column that names the ids in tables made here."""
+        return "slide_id" if self.kind == "slides" else "path"
+
+    @classmethod
+    def open(cls, features: Path | str, *, backbone: str = "") -> BagStore:
+        """Open every embeddings file of a folder, or one file.
+
+        Raises:
+            StoreError: There are none, one has no row, or an id comes twice.
+            CorruptFileError: A file is damaged.
+            IdentityError: Files differ in backbone, tiling, stain or number format.
+            UsageError: Slides and patch sets are mixed, or several backbones are there and none is chosen.
+        """
+        files = [open_embeddings(path) for path in find_features(Path(features), backbone=backbone or None)]
+        _check_same(files)
+        items = [file.items for file in files]
+        if any(items) and not all(items):
+            slide = next(file for file, names in zip(files, items, strict=True) if not names)
+            raise UsageError(f"{features} mixes patch sets with slides ({slide.path.name})", hint="name one file")
+        kind: Kind = "patches" if any(items) else "slides"
+        ids = [name for names in items for name in names] if kind == "patches" else [file.slide_id for file in files]
+        if len(set(ids)) < len(ids):
+            twice = next(name for name in ids if ids.count(name) > 1)
+            raise StoreError(
+                f"{features}: two rows of features are called {twice!r}", hint="name one file, or remove one"
+            )
+        source = FileRows(files)
+        starts = np.arange(source.n + 1, dtype=np.int64) if kind == "patches" else source.starts
+        return cls(
+            source=source,
+            kind=kind,
+            ids=tuple(ids),
+            starts=starts,
+            identity=files[0].identity,
+            card=files[0].card,
+            digests={file.slide_id: file.digest for file in files},
+        )
+
+    def bags(self, groups: Sequence[Sequence[int]]) -> Bags:
+        """Bags that join the rows of the given ids (by place in :attr:`ids`)."""
+        spans = [[np.arange(self.starts[i], self.starts[i + 1]) for i in group] for group in groups]
+        return Bags.of(self.source, [np.concatenate(span).astype(np.int64) for span in spans])
+
+
+def check_finite(rows: npt.NDArray[F], where: str) -> npt.NDArray[F]:
+    """The rows, if all are finite.
+
+    Raises:
+        CorruptFileError: Some are NaN or infinite.
+    """
+    bad = int((~np.isfinite(rows).all(axis=1)).sum())
+    if bad:
+        raise CorruptFileError(f"{where}: {bad} of {len(rows)} rows read are NaN or infinite", hint="embed it again")
+    return rows
+
+
+def _check_same(files: Sequence[Embeddings]) -> None:
+    first = files[0]
+    for file in files:
+        if file.n < 1:
+            raise StoreError(f"{file.path} holds no tile", hint="remove the file, or tile the slide again")
+        if file.dim != first.dim:
+            raise IdentityError(
+                f"{file.path.name} is {file.dim} wide, {first.path.name} {first.dim}", hint="embed again"
+            )
+        if (file.identity is None) != (first.identity is None):
+            bare = file if file.identity is None else first
+            raise IdentityError(f"{bare.path} does not say what it was made by, others do", hint="embed it again")
+        if file.identity is not None and first.identity is not None and file.identity != first.identity:
+            lines = "; ".join(first.identity.differences(file.identity))
+            raise IdentityError(f"{first.path.name} and {file.path.name} differ: {lines}", hint="embed them alike")
+
+
+def _thin(rows: Indices, most: int, rng: np.random.Generator) -> Indices:
+    if len(rows) <= most:
+        return rows
+    return rows[np.sort(rng.choice(len(rows), size=most, replace=False))]

@@ -1,0 +1,170 @@
+"""Table and features brought together: which case has which rows, checked once before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from histotl.core.errors import TableError
+from histotl.learn.bags import Bags, BagStore
+from histotl.learn.config import TrainConfig
+from histotl.learn.split import split_patients
+from histotl.learn.table import SPLITS, Cases, build_cases, read_table
+from histotl.learn.task import Task
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cohort:
+    """Cases that have features and a split.
+
+    Args:
+        cases: The cases, in the order of the table.
+        bags: The feature rows of each case.
+        notes: What was left out and why, as counts, and how the split came about.
+    """
+
+    cases: Cases
+    bags: Bags
+    notes: dict[str, object] = field(default_factory=dict)
+
+    def split_table(self, id_column: str) -> pd.DataFrame:
+        """Id, patient and split of every case."""
+        cases = self.cases
+        return pd.DataFrame({id_column: cases.ids, "patient": cases.patients, "split": cases.splits})
+
+
+def build_cohort(
+    table: Path | str | pd.DataFrame, store: BagStore, tasks: Sequence[Task], config: TrainConfig
+) -> Cohort:
+    """Check table and features and join them.
+
+    Args:
+        table: Path of a CSV, or a DataFrame.
+        store: The features.
+        tasks: What is to be predicted.
+        config: Names of columns and how to split.
+
+    Raises:
+        TableError: See :func:`histotl.learn.table.build_cases`; features missing; a task without labels, or with a
+            class that no training case has.
+        LeakageError: A patient stands in two splits.
+    """
+    frame = read_table(table)
+    id_column = config.id_column or store.id_column
+    cases = build_cases(
+        frame, tasks, id_column=id_column, patient=config.patient, split=config.split_column, bag=config.bag
+    )
+    cases, made = _with_splits(cases, config)
+    cohort = join(cases, store, allow_missing=config.allow_missing_features)
+    _check_labels(cohort.cases)
+    return replace(cohort, notes=cohort.notes | {"split": made, "rows_in_table": len(frame)})
+
+
+def join(cases: Cases, store: BagStore, *, allow_missing: bool) -> Cohort:
+    """Cases with a split and with features.
+
+    Raises:
+        TableError: Cases of train or val lack features, and that is not allowed; or nothing matches.
+    """
+    place = {name: i for i, name in enumerate(store.ids)}
+    found = [[place[name] for name in members if name in place] for members in cases.members]
+    lacking = [name for members in cases.members for name in members if name not in place]
+    needed = [
+        name
+        for members, split in zip(cases.members, cases.splits, strict=True)
+        for name in members
+        if split in ("train", "val") and name not in place
+    ]
+    if len(lacking) == sum(map(len, cases.members)):
+        fact = f"no id of the table is among the features: table {lacking[0]!r}, features {store.ids[0]!r}"
+        raise TableError(fact, hint="set --id-column to the column that names them as the features do")
+    if needed and not allow_missing:
+        shown = ", ".join(needed[:5]) + (f" and {len(needed) - 5} more" if len(needed) > 5 else "")
+        cure = "embed them, or pass --allow-missing-features"
+        raise TableError(f"{len(needed)} rows of train and val have no features: {shown}", hint=cure)
+    keep = [i for i, rows in enumerate(found) if rows and cases.splits[i]]
+    in_table = {name for members in cases.members for name in members}
+    notes: dict[str, object] = {
+        "rows_without_features": len(lacking),
+        "rows_without_features_examples": lacking[:5],
+        "cases_without_split": sum(not split for split in cases.splits),
+        "features_without_row": sum(name not in in_table for name in store.ids),
+    }
+    return Cohort(cases=_take(cases, keep), bags=store.bags([found[i] for i in keep]), notes=notes)
+
+
+def label_counts(cases: Cases) -> dict[str, dict[str, dict[str, int]]]:
+    """Task -> split -> class (or ``labelled``) -> cases; with ``missing`` for cases without a label."""
+    counts: dict[str, dict[str, dict[str, int]]] = {}
+    for task in cases.tasks:
+        counts[task.name] = {}
+        for split in SPLITS:
+            target = cases.targets[task.name][cases.in_split(split)]
+            known = target[~np.isnan(target)]
+            if task.is_classification:
+                row = {name: int((known == i).sum()) for i, name in enumerate(task.classes)}
+            else:
+                row = {"labelled": len(known)}
+            counts[task.name][split] = row | {"missing": int(np.isnan(target).sum())}
+    return counts
+
+
+def _with_splits(cases: Cases, config: TrainConfig) -> tuple[Cases, str]:
+    """Cases with splits: the table's; val taken from train where the table has none; or all made here."""
+    given = set(cases.splits) - {""}
+    if not given:
+        splits = split_patients(cases.patients, cases.tasks, cases.targets, shares=config.fractions, seed=config.seed)
+        return replace(cases, splits=tuple(splits)), f"made here: fractions {config.fractions}, seed {config.seed}"
+    if "train" not in given:
+        raise TableError(f"column {config.split_column!r} holds no train", hint="mark training rows with train")
+    if "val" in given:
+        return cases, f"column {config.split_column!r}"
+    rows = cases.in_split("train")
+    share = config.fractions[1] / (config.fractions[0] + config.fractions[1])
+    targets = {name: target[rows] for name, target in cases.targets.items()}
+    patients = [cases.patients[row] for row in rows]
+    parts = split_patients(patients, cases.tasks, targets, shares=(1 - share, share, 0), seed=config.seed)
+    splits = list(cases.splits)
+    for row, part in zip(rows, parts, strict=True):
+        splits[row] = part
+    made = (
+        f"column {config.split_column!r} has no val: {share:.0%} of the train patients became val, seed {config.seed}"
+    )
+    return replace(cases, splits=tuple(splits)), made
+
+
+def _check_labels(cases: Cases) -> None:
+    for split, cure in (
+        ("train", "mark some rows with train, and embed them"),
+        ("val", "validation chooses and calibrates the model: mark some patients with val, and embed them"),
+    ):
+        if not len(cases.in_split(split)):
+            raise TableError(f"no case of split {split} has features", hint=cure)
+    train = cases.in_split("train")
+    for task in cases.tasks:
+        target = cases.targets[task.name][train]
+        known = target[~np.isnan(target)]
+        if not len(known):
+            cure = "check the task's column and map, or drop the task"
+            raise TableError(f"task {task.name!r} has no labelled row in train", hint=cure)
+        absent = [name for i, name in enumerate(task.classes) if not (known == i).any()]
+        if absent:
+            cure = "move a patient with it to train, or map it to another class or to None"
+            raise TableError(f"task {task.name!r}: no row in train has the class {', '.join(absent)}", hint=cure)
+
+
+def _take(cases: Cases, keep: Sequence[int]) -> Cases:
+    rows: npt.NDArray[np.int64] = np.asarray(keep, dtype=np.int64)
+    return replace(
+        cases,
+        ids=tuple(cases.ids[i] for i in keep),
+        members=tuple(cases.members[i] for i in keep),
+        patients=tuple(cases.patients[i] for i in keep),
+        splits=tuple(cases.splits[i] for i in keep),
+        targets={name: target[rows] for name, target in cases.targets.items()},
+    )

@@ -1,0 +1,128 @@
+"""Settings of training and of prediction. The fields are the keyword arguments, the TOML keys and the flags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from histotl.core.errors import UsageError
+
+Level = Literal["auto", "tile", "slide"]
+ClassBalance = Literal["balanced", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How heads are trained. The defaults were chosen on validation patients; see README."""
+
+    level: Level = "auto"
+    """What gets one answer: 'tile' (each row of a patch set; each tile of a slide inherits the slide's labels) or
+    'slide' (each bag of tiles). 'auto' is 'slide' for slides, and 'tile' for patch sets unless --bag is given."""
+    aggregator: str = "mean"
+    """How the tiles of a slide become one vector, as a spec: 'mean' or 'abmil(hidden=512)'."""
+    backbone: str = ""
+    """Which features to use when the folder holds those of several backbones."""
+    id_column: str = ""
+    """Column of the table that names slides or patches; empty: 'slide_id' for slides, 'path' for patch sets."""
+    patient: str = "patient"
+    """Column that names the patient; splits never cut through a patient."""
+    split_column: str = "split"
+    """Column with train, val and test; when the table has none, patients are split by --fractions and --seed."""
+    fractions: tuple[float, float, float] = (0.6, 0.2, 0.2)
+    """Shares of train, val and test in a split made here."""
+    bag: str = ""
+    """Column that gathers the rows of a patch set into bags, such as 'patient', for slide-level answers."""
+    allow_missing_features: bool = False
+    """Train on the rows that have features when some rows of train and val have none."""
+    balancing: str = "equal"
+    """How the losses of several tasks are weighed, as a spec."""
+    class_balance: ClassBalance = "balanced"
+    """Class weights in the loss: 'balanced' gives every class the same say; 'none' follows the training counts."""
+    ood: tuple[str, ...] = ("mahalanobis", "knn")
+    """Out-of-distribution detectors whose mean calibrated score is the gate, as specs; none switches the gate off."""
+    alpha: float = 0.05
+    """Share of in-distribution cases that the gate may flag."""
+    hidden: int = 256
+    """Width of the trunk that all tasks share; 0 for none (linear heads)."""
+    dropout: float = 0.5
+    """Dropout on the trunk's input and output."""
+    learning_rates: tuple[float, ...] = (0.0003, 0.001)
+    """Peak learning rates to try; the one with the least validation loss is kept."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of AdamW, on matrices only."""
+    epochs: int = 40
+    """Passes over the training rows; small sets get more, see --min-steps."""
+    min_steps: int = 300
+    """Least number of optimiser steps."""
+    max_steps: int = 4000
+    """Largest number of optimiser steps."""
+    batch_size: int = 0
+    """Rows (tile level) or slides (slide level) in one step; 0: 128 rows, 16 slides."""
+    max_tiles: int = 512
+    """Most tiles of one slide in one training step, drawn anew each step; prediction always uses all."""
+    ema: float = 0.99
+    """Decay of the running average of the weights, which is what is kept."""
+    members: int = 3
+    """Networks trained from different seeds and averaged."""
+    seed: int = 0
+    """Seed of splits, initial weights, batches and dropout."""
+    device: str = "auto"
+    """'auto', 'cpu', 'cuda' or 'cuda:1'."""
+
+    def __post_init__(self) -> None:
+        self._check_ranges()
+        fractions = self.fractions
+        if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6 or min(fractions[:2]) <= 0:
+            raise UsageError(f"fractions are {fractions}", hint="give three shares that sum to 1, such as 0.6 0.2 0.2")
+        if not self.learning_rates or min(self.learning_rates) <= 0:
+            raise UsageError(f"learning_rates are {self.learning_rates}", hint="give one or more, such as 0.0003")
+        if not self.patient:
+            raise UsageError("no patient column is named", hint="--patient slide_id if every slide is another patient")
+        if self.bag and self.level == "tile":
+            raise UsageError(f"--bag {self.bag} with --level tile", hint="drop one: bags get slide-level answers")
+
+    def _check_ranges(self) -> None:
+        limits = {
+            "alpha": (0.0, 1.0, "a share between 0 and 1, such as 0.05"),
+            "hidden": (-1, float("inf"), "a width such as 256, or 0 for linear heads"),
+            "dropout": (-1e-9, 1.0, "a share from 0 to below 1, such as 0.5"),
+            "weight_decay": (-1e-9, float("inf"), "0 or more, such as 0.01"),
+            "epochs": (0, float("inf"), "1 or more"),
+            "min_steps": (-1, float("inf"), "0 or more"),
+            "max_steps": (0, float("inf"), "1 or more"),
+            "batch_size": (-1, float("inf"), "0 for the default, or a number of rows"),
+            "max_tiles": (0, float("inf"), "1 or more, such as 512"),
+            "ema": (-1e-9, 1.0, "a decay from 0 to below 1, such as 0.99"),
+            "members": (0, float("inf"), "1 or more"),
+        }
+        for name, (above, below, cure) in limits.items():
+            value = getattr(self, name)
+            if not above < value < below:
+                raise UsageError(f"{name} is {value}", hint=f"give {cure}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """What is predicted, and where."""
+
+    backbone: str = ""
+    """Which features to use when the folder holds those of several backbones."""
+    table: str = ""
+    """CSV that names the slides or patches to predict, and their bags where the model was trained with --bag; empty:
+    everything that has features."""
+    splits: tuple[str, ...] = ()
+    """Predict only rows whose split in the table is one of these, such as 'test'."""
+    tile_scores: bool = True
+    """Write attention and OOD score of every tile, one file a slide."""
+    batch_tiles: int = 16384
+    """Tiles or patches in one pass through the network."""
+    device: str = "auto"
+    """'auto', 'cpu', 'cuda' or 'cuda:1'."""
+
+    def __post_init__(self) -> None:
+        if self.batch_tiles < 1:
+            raise UsageError(f"batch_tiles is {self.batch_tiles}", hint="give 1 or more, such as 16384")
+        if self.splits and not self.table:
+            raise UsageError(
+                f"--splits {self.splits} without a table", hint="add --table TABLE.csv with a column split"
+            )

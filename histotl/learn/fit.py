@@ -1,0 +1,230 @@
+"""Training on bags in memory or on disk: AdamW, warm-up and cosine, averaged weights, best validation checkpoint."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from histotl.core.errors import SetupError, TableError, UsageError
+from histotl.core.progress import Report, Step, silent
+from histotl.learn._trainer import Data, train_one
+from histotl.learn.bags import Bags
+from histotl.learn.config import TrainConfig
+from histotl.learn.network import Architecture, Network, evaluating
+from histotl.learn.objective import Objective, Targets, TaskFacts
+from histotl.learn.task import Task
+
+log = logging.getLogger(__name__)
+
+STAT_ROWS = 16384
+"""Rows in one block while means and deviations are summed."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Labelled:
+    """Bags with their labels.
+
+    Args:
+        bags: B bags.
+        targets: Task name -> (B,) class indices or numbers, NaN where missing.
+    """
+
+    bags: Bags
+    targets: Targets
+
+    def known(self) -> Labelled:
+        """Without the bags that have no label at all: they must not shape batches or input statistics."""
+        some = np.zeros(len(self.bags), dtype=bool)
+        for target in self.targets.values():
+            some |= ~np.isnan(target)
+        if some.all():
+            return self
+        keep = np.flatnonzero(some).astype(np.int64)
+        return Labelled(bags=self.bags.subset(keep), targets={n: t[keep] for n, t in self.targets.items()})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fitted:
+    """Result of :func:`fit`.
+
+    Args:
+        members: Networks in evaluation mode, on the CPU.
+        architecture: Their common shapes.
+        facts: What the training labels said of each task.
+        learning_rate: The one kept.
+        tried: Learning rate -> validation loss of the first member.
+        history: One entry a checkpoint: member, learning rate, step, training and validation losses.
+        steps: Optimiser steps of each member.
+    """
+
+    members: tuple[Network, ...]
+    architecture: Architecture
+    facts: dict[str, TaskFacts]
+    learning_rate: float
+    tried: dict[float, float]
+    history: list[dict[str, object]] = field(default_factory=list)
+    steps: int = 0
+
+
+def fit(
+    train: Labelled,
+    val: Labelled,
+    *,
+    tasks: Sequence[Task],
+    config: TrainConfig,
+    aggregator: str = "",
+    report: Report = silent,
+) -> Fitted:
+    """Train the members.
+
+    Args:
+        train: What is learnt from. Bags without any label are left out.
+        val: Chooses the checkpoint and the learning rate; nothing of it is learnt from.
+        tasks: What is predicted; classes known.
+        config: Settings.
+        aggregator: Spec of the aggregator; empty when every bag is one row.
+        report: Called at every checkpoint.
+
+    Raises:
+        TableError: A task has no labelled training row, or there is no labelled validation row.
+    """
+    train, val = train.known(), val.known()
+    if not len(val.bags):
+        raise TableError("no row of val has a label", hint="label some, or let --fractions make a split")
+    device = pick_device(config.device)
+    objective = Objective(tasks, train.targets, balancing=config.balancing, class_balance=config.class_balance)
+    architecture = Architecture(
+        in_dim=train.bags.source.dim,
+        aggregator=aggregator,
+        hidden=config.hidden,
+        dropout=config.dropout,
+        outputs=objective.n_outputs(),
+    )
+    objective.to(device)
+    first = Network(architecture, config.seed).to(device)
+    _set_scale(first, train.bags)
+    if not first.pools_first:
+        # The looks at val during training need no more tiles than training itself; prediction uses all.
+        val = Labelled(bags=val.bags.thinned(config.max_tiles, config.seed), targets=val.targets)
+    data, check = _prepare(first, train, objective, device), _prepare(first, val, objective, device)
+    if first.pools_first and aggregator:
+        _set_bag_scale(first, data)
+    runs = _Runs(first, architecture, objective, data, check, config, report)
+    tried = {rate: runs.run(0, rate) for rate in config.learning_rates}
+    best = min(tried, key=lambda rate: tried[rate])
+    for member in range(1, config.members):
+        runs.run(member, best)
+    members = tuple(runs.networks[member, best].cpu().eval() for member in range(config.members))
+    return Fitted(
+        members=members,
+        architecture=architecture,
+        facts=objective.facts,
+        learning_rate=best,
+        tried=tried,
+        history=runs.history,
+        steps=runs.steps,
+    )
+
+
+class _Runs:
+    """Trains members one after the other and keeps what they became."""
+
+    def __init__(
+        self,
+        first: Network,
+        architecture: Architecture,
+        objective: Objective,
+        data: Data,
+        check: Data,
+        config: TrainConfig,
+        report: Report,
+    ) -> None:
+        self._scale = {name: copy.deepcopy(value) for name, value in first.named_buffers(recurse=False)}
+        self._architecture, self._objective, self._config = architecture, objective, config
+        self._data, self._check, self._report = data, check, report
+        self.networks: dict[tuple[int, float], Network] = {}
+        self.history: list[dict[str, object]] = []
+        self._total = config.members + len(config.learning_rates) - 1
+        self.steps = data.steps(config)
+
+    def run(self, member: int, rate: float) -> float:
+        """Train one member at one learning rate; returns its best validation loss."""
+        seed = self._config.seed * 1000 + member
+        network = Network(self._architecture, seed)
+        for name, value in self._scale.items():
+            network.get_buffer(name).copy_(value)
+        network.to(self._data.targets.device)
+        loss, history = train_one(network, self._objective, self._data, self._check, self._config, rate=rate, seed=seed)
+        self.networks[member, rate] = network
+        self.history += [{"member": member, "learning_rate": rate, **entry} for entry in history]
+        text = f"member {member + 1}, learning rate {rate:g}: validation loss {loss:.4f}"
+        self._report(Step(stage="train", done=len(self.networks), total=self._total, message=text))
+        log.info(text)
+        return loss
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a name; ``auto`` is the GPU where there is one.
+
+    Raises:
+        UsageError: No such name.
+        SetupError: A GPU was asked for and there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"device {name!r} is unknown", hint="give auto, cpu, cuda or cuda:1") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        fact = f"device {name!r} was asked for, but torch sees {torch.cuda.device_count()} GPUs"
+        raise SetupError(fact, hint="give --device auto or cpu")
+    return device
+
+
+def _set_scale(network: Network, bags: Bags) -> None:
+    """Mean and deviation of the training tiles; a constant feature keeps its scale."""
+    total, square = np.zeros(bags.source.dim), np.zeros(bags.source.dim)
+    pivot: npt.NDArray[np.float64] | None = None
+    for start in range(0, len(bags.rows), STAT_ROWS):
+        block = bags.source.read(bags.rows[start : start + STAT_ROWS]).astype(np.float64)
+        pivot = block.mean(axis=0) if pivot is None else pivot
+        block -= pivot
+        total += block.sum(axis=0)
+        square += np.square(block).sum(axis=0)
+    n = len(bags.rows)
+    mean = total / n
+    std = np.sqrt(np.maximum(square / n - mean**2, 0))
+    _store(network, "", mean + (0 if pivot is None else pivot), std)
+
+
+def _set_bag_scale(network: Network, data: Data) -> None:
+    """The same for bag vectors that were pooled once."""
+    vectors = data.vectors()
+    _store(network, "bag_", vectors.mean(dim=0).cpu().numpy(), vectors.std(dim=0, correction=0).cpu().numpy())
+
+
+def _store(network: Network, prefix: str, mean: npt.NDArray[np.floating], std: npt.NDArray[np.floating]) -> None:
+    varies = std > 1e-6 * max(1e-12, float(std.max(initial=0.0)))
+    network.get_buffer(f"{prefix}mean").copy_(torch.from_numpy(mean))
+    network.get_buffer(f"{prefix}std").copy_(torch.from_numpy(np.where(varies, std, 1.0)))
+
+
+def _prepare(network: Network, labelled: Labelled, objective: Objective, device: torch.device) -> Data:
+    """Pool once where nothing that is trained takes part in it; else keep the bags."""
+    targets = objective.tensor(labelled.targets).to(device)
+    if not network.pools_first:
+        return Data(targets=targets, bags=labelled.bags)
+    vectors = []
+    with evaluating(network):
+        for chunk in labelled.bags.chunks(STAT_ROWS):
+            packed = labelled.bags.gather(chunk)
+            coords = None if packed.coords is None else packed.coords.to(device)
+            vectors.append(network.pool(packed.x.to(device), packed.offsets, coords).bags.clone())
+    return Data(targets=targets, pooled=torch.cat(vectors).clone())

@@ -1,0 +1,214 @@
+"""The model folder: ``model.safetensors`` + ``model.json``. Opening a stranger's model runs no code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from histotl.core.atomic import write_bytes, write_text
+from histotl.core.errors import CorruptFileError, IdentityError, StoreError
+from histotl.core.provenance import file_digest
+from histotl.core.values import FeatureIdentity
+from histotl.learn._gate_file import pack_gate, unpack_gate
+from histotl.learn.bags import Kind, Packed
+from histotl.learn.calibrate import averaged
+from histotl.learn.gate import Gate
+from histotl.learn.network import Architecture, Network, evaluating
+from histotl.learn.objective import TaskFacts
+from histotl.learn.task import Task, task_from_dict
+
+WEIGHTS_NAME, META_NAME = "model.safetensors", "model.json"
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answers:
+    """Answers for B bags with N tiles in all.
+
+    Args:
+        tasks: Task name -> float64 (B, k) probabilities, or (B, 1) numbers in units of the labels.
+        uncalibrated: The same of classification tasks, before temperature scaling.
+        weights: float64 (N,), each tile's share in its bag, mean over members; None where there is no such thing.
+    """
+
+    tasks: dict[str, npt.NDArray[np.float64]]
+    uncalibrated: dict[str, npt.NDArray[np.float64]]
+    weights: npt.NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Model:
+    """A trained model: averaged networks, calibration, gate, and what it was trained on.
+
+    Args:
+        tasks: What it predicts.
+        level: ``tile``: answers for single rows; ``slide``: for bags.
+        kind: What the training features were: ``slides`` or ``patches``.
+        bag: Column that gathered patches into bags; empty for none.
+        id_column: Name of the column of ids in tables made with it.
+        identity: Of the features; None when the files did not say.
+        architecture: Shapes of the networks.
+        members: Networks in evaluation mode.
+        facts: What training labels said of each task.
+        temperatures: Task name -> temperature.
+        gate: The out-of-distribution gate, or None.
+        extra: Configuration, label counts, provenance: kept, not used.
+    """
+
+    tasks: tuple[Task, ...]
+    level: Literal["tile", "slide"]
+    kind: Kind
+    bag: str
+    id_column: str
+    identity: FeatureIdentity | None
+    architecture: Architecture
+    members: tuple[Network, ...]
+    facts: Mapping[str, TaskFacts]
+    temperatures: Mapping[str, float]
+    gate: Gate | None
+    extra: Mapping[str, object]
+
+    def to(self, device: torch.device) -> Model:
+        """Move the networks; the gate stays on the CPU."""
+        return replace(self, members=tuple(member.to(device) for member in self.members))
+
+    def outputs(self, packed: Packed) -> tuple[dict[str, list[torch.Tensor]], npt.NDArray[np.float64] | None]:
+        """Raw outputs of every member on the CPU, and the mean weights of the tiles."""
+        device = self.members[0].mean.device
+        x, coords = packed.x.to(device), None if packed.coords is None else packed.coords.to(device)
+        with evaluating(*self.members):
+            found = [member(x, packed.offsets, coords) for member in self.members]
+            outputs = {task.name: [out.tasks[task.name].cpu() for out in found] for task in self.tasks}
+            weights = [out.weights.double() for out in found if out.weights is not None]
+            mean = np.asarray(torch.stack(weights).mean(dim=0).cpu().numpy()) if weights else None
+        return outputs, mean
+
+    def answer(self, packed: Packed) -> Answers:
+        """Calibrated answers for packed bags of the model's own level."""
+        outputs, weights = self.outputs(packed)
+        plain = {task.name: averaged(task, outputs[task.name]) for task in self.tasks}
+        found: dict[str, npt.NDArray[np.float64]] = {}
+        for task in self.tasks:
+            fact = self.facts[task.name]
+            if task.is_classification:
+                found[task.name] = averaged(task, outputs[task.name], self.temperatures.get(task.name, 1.0))
+            else:
+                found[task.name] = plain.pop(task.name) * fact.std + fact.mean
+        return Answers(tasks=found, uncalibrated=plain, weights=weights)
+
+    def check(self, identity: FeatureIdentity | None, dim: int) -> None:
+        """Refuse features that the model was not trained on.
+
+        Raises:
+            IdentityError: Another backbone, tiling, stain or number format; the message lists the differences.
+        """
+        if (identity is None) != (self.identity is None):
+            known, other = ("these", "the training") if self.identity is None else ("the training", "these")
+            fact = f"{known} features say what they were made by, {other} features do not"
+            raise IdentityError(fact, hint="embed with histotl embed, as for training")
+        if identity is not None and self.identity is not None and identity != self.identity:
+            lines = "; ".join(self.identity.differences(identity))
+            raise IdentityError(f"the model was trained on other features: {lines}", hint="embed as for training")
+        # Files of other tools carry no identity; their width is all that can be compared.
+        if dim != self.architecture.in_dim:
+            fact = f"the model was trained on features {self.architecture.in_dim} wide, these are {dim}"
+            raise IdentityError(fact, hint="give features of the same backbone")
+
+
+def save_model(model: Model, folder: Path) -> None:
+    """Write the model; the description last, so that a folder with one is whole."""
+    tensors = {f"member.{i}.{n}": v for i, m in enumerate(model.members) for n, v in m.state_dict().items()}
+    gate_meta: dict[str, object] | None = None
+    if model.gate is not None:
+        gate_meta, found = pack_gate(model.gate)
+        tensors |= found
+    data = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+    write_bytes(folder / WEIGHTS_NAME, data)
+    meta = {
+        **model.extra,
+        "schema": SCHEMA,
+        "tasks": [task.to_dict() for task in model.tasks],
+        "level": model.level,
+        "kind": model.kind,
+        "bag": model.bag,
+        "id_column": model.id_column,
+        "identity": None if model.identity is None else asdict(model.identity),
+        "architecture": asdict(model.architecture),
+        "members": len(model.members),
+        "facts": {name: asdict(fact) for name, fact in model.facts.items()},
+        "temperatures": dict(model.temperatures),
+        "gate": gate_meta,
+        "weights_digest": file_digest(folder / WEIGHTS_NAME, whole=True),
+    }
+    write_text(folder / META_NAME, json.dumps(meta, indent=1, sort_keys=True, default=str) + "\n")
+
+
+def load_model(folder: Path | str) -> Model:
+    """Read a model folder.
+
+    Raises:
+        StoreError: It is no model folder.
+        CorruptFileError: Its two files do not fit together.
+    """
+    folder = Path(folder)
+    try:
+        meta = json.loads((folder / META_NAME).read_text(encoding="utf-8"))
+        data = (folder / WEIGHTS_NAME).read_bytes()
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{folder} is no model folder: {error}", hint="give what `histotl train` wrote") from error
+    if meta.get("schema") != SCHEMA:
+        fact = f"{folder} has model schema {meta.get('schema')}, this version reads {SCHEMA}"
+        raise StoreError(fact, hint="train again with this version")
+    cure = "copy the folder again, or train again"
+    if meta.get("weights_digest") != file_digest(folder / WEIGHTS_NAME, whole=True):
+        raise CorruptFileError(f"{folder / WEIGHTS_NAME} is not the file that {META_NAME} describes", hint=cure)
+    try:
+        return _build(meta, load(data))
+    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
+        raise CorruptFileError(f"{folder} cannot be read: {error}", hint=cure) from error
+
+
+def _build(meta: dict[str, object], tensors: dict[str, torch.Tensor]) -> Model:
+    entry = cast("dict[str, dict[str, object]]", meta)
+    shapes = entry["architecture"]
+    outputs = tuple((str(name), int(n)) for name, n in cast("list[tuple[str, int]]", shapes["outputs"]))
+    architecture = Architecture(**shapes | {"outputs": outputs})  # type: ignore[arg-type]
+    members = []
+    for i in range(cast("int", meta["members"])):
+        network = Network(architecture)
+        prefix = f"member.{i}."
+        network.load_state_dict({n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)})
+        members.append(network.eval())
+    facts = {name: _facts(fact) for name, fact in cast("dict[str, dict[str, object]]", meta["facts"]).items()}
+    identity = None if meta["identity"] is None else FeatureIdentity(**entry["identity"])  # type: ignore[arg-type]
+    known = ("tasks", "level", "kind", "bag", "id_column", "identity", "architecture", "members", "facts")
+    used = {*known, "temperatures", "gate", "schema", "weights_digest"}
+    return Model(
+        tasks=tuple(task_from_dict(task) for task in cast("list[dict[str, object]]", meta["tasks"])),
+        level=cast("Literal['tile', 'slide']", meta["level"]),
+        kind=cast("Kind", meta["kind"]),
+        bag=str(meta["bag"]),
+        id_column=str(meta["id_column"]),
+        identity=identity,
+        architecture=architecture,
+        members=tuple(members),
+        facts=facts,
+        temperatures=cast("dict[str, float]", meta["temperatures"]),
+        gate=None if meta["gate"] is None else unpack_gate(entry["gate"], tensors),
+        extra={name: value for name, value in meta.items() if name not in used},
+    )
+
+
+def _facts(fact: dict[str, object]) -> TaskFacts:
+    return TaskFacts(
+        **fact | {key: tuple(cast("list[float]", fact[key])) for key in ("counts", "class_weight")},  # type: ignore[arg-type]
+    )

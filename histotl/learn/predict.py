@@ -1,0 +1,223 @@
+"""The stage ``predict``: a model and features become a predictions folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from histotl.core.errors import TableError
+from histotl.core.progress import Report, Step, silent
+from histotl.core.provenance import Provenance, file_digest
+from histotl.learn.bags import Bags, BagStore, Packed
+from histotl.learn.config import PredictConfig
+from histotl.learn.fit import pick_device
+from histotl.learn.gate import GateScores
+from histotl.learn.gate_fit import mean_vectors
+from histotl.learn.model import WEIGHTS_NAME, Answers, Model, load_model
+from histotl.learn.predictions import TILE_FOLDER, UNCALIBRATED, probability_column, write_predictions
+from histotl.learn.scores import decide, entropy
+from histotl.learn.table import column, read_table
+from histotl.learn.train import SPLITS_NAME
+from histotl.store.tile_scores import write_tile_scores
+
+Columns = dict[str, npt.NDArray[np.generic]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Chosen:
+    """What is predicted.
+
+    Args:
+        ids: Name of each case.
+        bags: Feature rows of each case.
+    """
+
+    ids: tuple[str, ...]
+    bags: Bags
+
+
+def predict(
+    model: Path | str,
+    features: Path | str,
+    out: Path | str,
+    *,
+    config: PredictConfig | None = None,
+    report: Report = silent,
+) -> Path:
+    """Predict every slide or patch that has features (or that the table names).
+
+    Args:
+        model: Model folder.
+        features: Folder or file of features of the same identity.
+        out: Predictions folder, made as needed.
+        config: Settings.
+        report: Told after every block of slides.
+
+    Returns:
+        The predictions folder.
+
+    Raises:
+        IdentityError: Features of another identity than the training's.
+        StoreError: Features or model missing or damaged.
+        TableError: The table does not fit.
+    """
+    config, model_folder, out = config or PredictConfig(), Path(model), Path(out)
+    loaded = load_model(model_folder).to(pick_device(config.device))
+    store = BagStore.open(features, backbone=config.backbone)
+    loaded.check(store.identity, store.dim)
+    if (store.kind == "slides") != (loaded.kind == "slides"):
+        raise TableError(f"the model was trained on {loaded.kind}, these are {store.kind}", hint="give such features")
+    chosen = choose(loaded, store, config)
+    tiles = out / TILE_FOLDER if config.tile_scores and store.kind == "slides" else None
+    parts: list[Columns] = []
+    done = 0
+    for rows in chosen.bags.chunks(config.batch_tiles):
+        packed = chosen.bags.gather(rows)
+        ids = chosen.ids[done : done + len(rows)]
+        parts.append(_block(loaded, packed, ids, tiles))
+        done += len(rows)
+        report(Step(stage="predict", done=done, total=len(chosen.ids), item=ids[-1]))
+    frame = pd.DataFrame({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+    frame.insert(0, loaded.id_column, list(chosen.ids))
+    frame["model_split"] = _splits_of(model_folder, loaded.id_column, chosen.ids)
+    write_predictions(
+        out, frame, tasks=loaded.tasks, id_column=loaded.id_column, meta=_meta(loaded, model_folder, features, config)
+    )
+    return out
+
+
+def choose(model: Model, store: BagStore, config: PredictConfig) -> Chosen:
+    """Cases to predict, in the order of the table, or of the features.
+
+    Raises:
+        TableError: The table lacks a column or names nothing that has features; a model of bags without a table.
+    """
+    if not config.table:
+        if model.bag:
+            cure = f"add --table TABLE.csv with the columns {store.id_column} and {model.bag}"
+            raise TableError(f"the model answers for bags by {model.bag!r}, and no table says which", hint=cure)
+        return Chosen(ids=store.ids, bags=store.bags([[i] for i in range(len(store.ids))]))
+    frame = read_table(config.table)
+    id_column = str(_setting(model, "id_column") or store.id_column)
+    names = column(frame, id_column, flag="--table")
+    splits = [(s or "").lower() for s in column(frame, "split", flag="--table")] if config.splits else [""] * len(names)
+    owners = column(frame, model.bag, flag="--table") if model.bag else names
+    place, cases = {name: i for i, name in enumerate(store.ids)}, dict[str, list[int]]()
+    for name, split, owner in zip(names, splits, owners, strict=True):
+        if name in place and owner and (not config.splits or split in config.splits):
+            cases.setdefault(owner, []).append(place[name])
+    if not cases:
+        cure = "check the table's ids and splits against the features"
+        raise TableError(f"no row of {config.table} is to be predicted and has features", hint=cure)
+    return Chosen(ids=tuple(cases), bags=store.bags(list(cases.values())))
+
+
+def _block(model: Model, packed: Packed, ids: tuple[str, ...], tiles: Path | None) -> Columns:
+    """Columns for some cases; their tile scores are written on the way."""
+    offsets = packed.offsets.numpy()
+    answers = model.answer(packed)
+    slides = answers
+    if model.level == "tile" and model.kind == "slides":
+        tasks, plain = (_slide_means(found, offsets) for found in (answers.tasks, answers.uncalibrated))
+        slides = Answers(tasks=tasks, uncalibrated=plain)
+    columns = _answers(model, slides)
+    gate = None
+    if model.gate is not None:
+        gate = model.gate.score(mean_vectors(packed.x, offsets), packed.x, offsets)
+        columns |= {"ood_score": gate.score, "ood_p": gate.p, "ood_flag": gate.flag}
+        columns |= {f"ood_{name}": scores for name, scores in gate.raw.items()}
+    first = next((task for task in model.tasks if task.is_classification), None)
+    if first is not None:
+        columns["failure_score"] = entropy(slides.tasks[first.name])
+    columns["n_tiles"] = np.diff(offsets)
+    if tiles is not None and packed.coords is not None:
+        _write_tiles(model, packed, ids, tiles, answers, gate)
+    return columns
+
+
+def _slide_means(
+    tiles: dict[str, npt.NDArray[np.float64]], offsets: npt.NDArray[np.int64]
+) -> dict[str, npt.NDArray[np.float64]]:
+    return {n: np.add.reduceat(v, offsets[:-1], axis=0) / np.diff(offsets)[:, None] for n, v in tiles.items()}
+
+
+def _answers(model: Model, answers: Answers) -> Columns:
+    columns: Columns = {}
+    for task in model.tasks:
+        values = answers.tasks[task.name]
+        if not task.is_classification:
+            columns[task.name] = values[:, 0]
+            continue
+        columns[task.name] = np.array(task.classes, dtype=object)[decide(task, values)]
+        columns |= {probability_column(task, name): values[:, i] for i, name in enumerate(task.classes)}
+        if task.kind == "ordinal":
+            columns[f"{task.name}:expected"] = values @ np.arange(task.n_classes)
+        plain = answers.uncalibrated[task.name]
+        names = [f"{probability_column(task, name)}{UNCALIBRATED}" for name in task.classes]
+        columns |= {name: plain[:, i] for i, name in enumerate(names)}
+    return columns
+
+
+def _write_tiles(
+    model: Model, packed: Packed, ids: tuple[str, ...], folder: Path, answers: Answers, gate: GateScores | None
+) -> None:
+    scores: dict[str, npt.NDArray[np.float64]] = {}
+    if answers.weights is not None and not model.members[0].pools_first:
+        scores["attention"] = answers.weights
+    if gate is not None and gate.tiles is not None:
+        scores["ood_score"] = gate.tiles
+    if model.level == "tile":
+        for task in model.tasks:
+            names = [probability_column(task, name) for name in task.classes] or [task.name]
+            # A slash would make a group of the column.
+            scores |= {name.replace("/", "_"): answers.tasks[task.name][:, i] for i, name in enumerate(names)}
+    if packed.coords is None or not scores:
+        return
+    offsets, coords = packed.offsets.numpy(), packed.coords.numpy()
+    for slide_id, start, stop in zip(ids, offsets[:-1], offsets[1:], strict=True):
+        part = {name: values[start:stop] for name, values in scores.items()}
+        write_tile_scores(folder / f"{slide_id}.h5", coords[start:stop], part, {"slide_id": slide_id})
+
+
+def _splits_of(model_folder: Path, id_column: str, ids: tuple[str, ...]) -> list[str]:
+    """Part that each case had in training; empty for cases that the model never saw."""
+    path = model_folder / SPLITS_NAME
+    if not path.is_file():
+        return [""] * len(ids)
+    frame = read_table(path)
+    known = dict(_pairs(frame, id_column))
+    return [known.get(name, "") for name in ids]
+
+
+def _pairs(frame: pd.DataFrame, id_column: str) -> Iterator[tuple[str, str]]:
+    names, splits = (column(frame, name, flag=SPLITS_NAME) for name in (id_column, "split"))
+    for name, split in zip(names, splits, strict=True):
+        yield name or "", split or ""
+
+
+def _setting(model: Model, name: str) -> object:
+    config = model.extra.get("config")
+    return config.get(name) if isinstance(config, dict) else None
+
+
+def _meta(model: Model, folder: Path, features: Path | str, config: PredictConfig) -> dict[str, object]:
+    digest = file_digest(folder / WEIGHTS_NAME, whole=True)
+    provenance = Provenance.now(specs={"predict": asdict(config)}, inputs={"model": digest})
+    return {
+        "model": str(folder),
+        "model_digest": digest,
+        "identity_digest": None if model.identity is None else model.identity.digest,
+        "level": model.level,
+        "kind": model.kind,
+        "bag": model.bag,
+        "features": str(features),
+        "backbone": config.backbone,
+        "aggregator": model.architecture.aggregator,
+        "alpha": None if model.gate is None else model.gate.alpha,
+        "provenance": asdict(provenance),
+    }

@@ -1,0 +1,109 @@
+"""The predictions folder: ``predictions.csv``, ``predictions.json`` and ``tile_scores/``.
+
+``predictions.csv`` has one row a slide (first column ``slide_id``), a patch (``path``), or a bag of patches (the column
+that gathered them). Classification tasks give ``<task>`` (the class) and ``<task>:<class>`` (probabilities that sum to
+1; with ``:uncalibrated`` behind it the one before temperature scaling), ordinal ones also ``<task>:expected`` (mean
+grade index, 0 = lowest), regression ``<task>``. ``ood_score``, ``ood_p``, ``ood_flag`` and ``ood_<statistic>`` are the
+gate's, ``failure_score`` is the entropy of the first classification task, ``model_split`` the part that the row had in
+training (empty for rows that the model never saw).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from histotl.core.atomic import atomic_path, write_text
+from histotl.core.errors import TableError
+from histotl.learn.task import Task, task_from_dict
+
+TABLE_NAME, META_NAME, TILE_FOLDER = "predictions.csv", "predictions.json", "tile_scores"
+SCHEMA = 1
+UNCALIBRATED = ":uncalibrated"
+"""End of the names of columns with the probabilities before temperature scaling."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Predictions:
+    """Predictions as read from a folder.
+
+    Args:
+        frame: The rows; identifiers are text.
+        tasks: What was predicted.
+        meta: Content of ``predictions.json``.
+        folder: Where it was read.
+    """
+
+    frame: pd.DataFrame
+    tasks: tuple[Task, ...]
+    meta: dict[str, object]
+    folder: Path
+
+    @property
+    def id_column(self) -> str:
+        """Name of the column that identifies a row."""
+        return str(self.meta["id_column"])
+
+    def tile_scores(self, slide_id: str) -> Path | None:
+        """File with the scores of a slide's tiles, None when there is none."""
+        path = self.folder / TILE_FOLDER / f"{slide_id}.h5"
+        return path if path.is_file() else None
+
+
+def probability_column(task: Task, name: str) -> str:
+    """Column that holds the probability of class ``name``."""
+    return f"{task.name}:{name}"
+
+
+def write_predictions(
+    folder: Path, frame: pd.DataFrame, *, tasks: Sequence[Task], id_column: str, meta: Mapping[str, object]
+) -> None:
+    """Write the table and its description; the table last, so that a folder with a table is whole."""
+    entries = {**meta, "schema": SCHEMA, "id_column": id_column, "tasks": [task.to_dict() for task in tasks]}
+    write_text(folder / META_NAME, json.dumps(entries, indent=1, sort_keys=True) + "\n")
+    with atomic_path(folder / TABLE_NAME) as path:
+        # 9 digits give every float32 back exactly.
+        frame.to_csv(path, index=False, float_format="%.9g")
+
+
+def read_predictions(folder: Path | str) -> Predictions:
+    """Read a predictions folder.
+
+    Raises:
+        TableError: It is no predictions folder, or its table lacks a column that its tasks promise.
+    """
+    folder = Path(folder)
+    cure = "give the folder that `histotl predict` wrote"
+    try:
+        meta = json.loads((folder / META_NAME).read_text(encoding="utf-8"))
+        id_column, entries = str(meta["id_column"]), list(meta["tasks"])
+        # A class may be called "None" or "NA": only empty cells are missing.
+        text = dict.fromkeys([id_column, "ood_flag", "model_split", *(str(entry["name"]) for entry in entries)], str)
+        text = {name: kind for name, kind in text.items() if _is_text(name, entries)}
+        frame = pd.read_csv(folder / TABLE_NAME, dtype=text, keep_default_na=False, na_values=[""])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TableError(f"{folder} is no predictions folder: {error}", hint=cure) from error
+    tasks = tuple(task_from_dict(entry) for entry in entries)
+    wanted = [id_column, *(column for task in tasks for column in columns_of(task))]
+    missing = [column for column in wanted if column not in frame.columns]
+    if missing:
+        raise TableError(f"{folder / TABLE_NAME} lacks the column {missing[0]!r}", hint="predict again")
+    if "ood_flag" in frame.columns:
+        frame["ood_flag"] = frame["ood_flag"] == "True"
+    return Predictions(frame=frame, tasks=tasks, meta=meta, folder=folder)
+
+
+def _is_text(name: str, entries: Sequence[Mapping[str, object]]) -> bool:
+    return all(entry["name"] != name or entry["kind"] != "regression" for entry in entries)
+
+
+def columns_of(task: Task) -> list[str]:
+    """Columns that a task has in the table."""
+    columns = [task.name, *(probability_column(task, name) for name in task.classes)]
+    if task.kind == "ordinal":
+        columns.append(f"{task.name}:expected")
+    return columns

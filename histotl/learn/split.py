@@ -1,0 +1,63 @@
+"""Train, val and test by patient, with every class spread as the shares say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from histotl.learn.objective import Targets
+from histotl.learn.table import SPLITS
+from histotl.learn.task import Task
+
+REGRESSION_BINS = 4
+"""Numbers are spread by quarters of their range of ranks."""
+
+
+def split_patients(
+    patients: Sequence[str], tasks: Sequence[Task], targets: Targets, *, shares: Sequence[float], seed: int
+) -> list[str]:
+    """Split of each case, all cases of a patient alike.
+
+    Patients with the rarest labels are placed first, each where its labels are most wanted (iterative stratification,
+    Sechidis et al. 2011, by patient).
+
+    Args:
+        patients: Patient of each of n cases.
+        tasks: Whose labels are spread.
+        targets: Task name -> (n,).
+        shares: Of train, val and test; sum 1.
+        seed: Breaks ties.
+    """
+    names, place = np.unique(np.asarray(patients), return_inverse=True)
+    labels = np.concatenate([_indicator(task, targets[task.name]) for task in tasks], axis=1)
+    table = np.zeros((len(names), labels.shape[1] + 1))
+    np.add.at(table[:, :-1], place, labels)
+    # The last column keeps the number of cases in proportion when labels do not decide.
+    table[:, -1] = np.bincount(place, minlength=len(names))
+    used = np.flatnonzero(np.asarray(shares) > 0)
+    wanted = np.outer(np.asarray(shares)[used], table.sum(axis=0))
+    rarity = (table[:, :-1] / np.maximum(table[:, :-1].sum(axis=0), 1)).max(axis=1, initial=0)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(names))
+    order = order[np.argsort(-rarity[order], kind="stable")]
+    total, full = np.maximum(table.sum(axis=0), 1), np.maximum(wanted, 1e-9)
+    chosen = np.zeros(len(names), dtype=np.int64)
+    for patient in order:
+        # The split whose own share of this patient's labels is the least filled; rare labels weigh most.
+        best = int(np.argmax((wanted / full) @ (table[patient] / total)))
+        chosen[patient] = used[best]
+        wanted[best] -= table[patient]
+    return [SPLITS[chosen[i]] for i in place]
+
+
+def _indicator(task: Task, target: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """One column a class (or quarter of the numbers), 1 where a case has it."""
+    known = ~np.isnan(target)
+    if task.is_classification:
+        n, index = task.n_classes, np.where(known, target, 0).astype(np.int64)
+    else:
+        edges = np.quantile(target[known], np.arange(1, REGRESSION_BINS) / REGRESSION_BINS) if known.any() else [0.0]
+        n, index = REGRESSION_BINS, np.digitize(np.where(known, target, 0), edges)
+    return np.asarray(np.eye(n)[index] * known[:, None])

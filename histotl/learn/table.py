@@ -1,0 +1,222 @@
+"""The label table: read as text, checked once, one case a row or a bag of rows."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from histotl.core.errors import LeakageError, TableError
+from histotl.learn.objective import Targets
+from histotl.learn.task import Task, as_text
+
+SPLITS = ("train", "val", "test")
+OOD_SPLIT = "ood"
+"""Marks foreign rows for the evaluation of the gate; training leaves them out like rows with no split."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cases:
+    """What gets one answer each: slides, patches, or bags of patches. n cases.
+
+    Args:
+        ids: Name of each case.
+        members: Names of features of each case: itself, or the patches of a bag.
+        patients: Patient of each case.
+        splits: ``train``, ``val``, ``test``, or empty for a case that the table gives no split.
+        tasks: Tasks with their classes known.
+        targets: Task name -> float64 (n,), NaN where missing.
+    """
+
+    ids: tuple[str, ...]
+    members: tuple[tuple[str, ...], ...]
+    patients: tuple[str, ...]
+    splits: tuple[str, ...]
+    tasks: tuple[Task, ...]
+    targets: Targets
+
+    def in_split(self, split: str) -> npt.NDArray[np.int64]:
+        """Places of the cases of a split."""
+        return np.flatnonzero(np.array(self.splits, dtype=object) == split).astype(np.int64)
+
+
+def read_table(table: Path | str | pd.DataFrame) -> pd.DataFrame:
+    """The table with every value as text; empty cells are missing.
+
+    Raises:
+        TableError: The file cannot be read, or has no row.
+    """
+    if isinstance(table, pd.DataFrame):
+        frame = table.reset_index(drop=True)
+    else:
+        try:
+            frame = pd.read_csv(table, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
+        except (OSError, ValueError) as error:
+            raise TableError(f"{table} cannot be read: {error}", hint="give a CSV file with one row a case") from error
+    frame.columns = [str(name).strip() for name in frame.columns]
+    if frame.empty:
+        raise TableError(f"{_name(table)} has no rows", hint="give one row a slide or patch")
+    return frame
+
+
+def column(frame: pd.DataFrame, name: str, *, flag: str) -> list[str | None]:
+    """A column as text, None where missing.
+
+    Raises:
+        TableError: There is no such column; the hint gives the nearest.
+    """
+    if name not in frame.columns:
+        near = difflib.get_close_matches(name, frame.columns, n=1, cutoff=0.6)
+        columns = ", ".join(map(str, frame.columns[:20]))
+        cure = f"did you mean {near[0]}? it is set by {flag}" if near else f"set {flag} to one of: {columns}"
+        raise TableError(f"the table has no column {name!r}", hint=cure)
+    return [as_text(value) for value in frame[name].tolist()]
+
+
+def patient_column(frame: pd.DataFrame, name: str, id_column: str) -> list[str]:
+    """Patient of each row.
+
+    Raises:
+        TableError: No such column, or a row without a patient.
+    """
+    if name not in frame.columns:
+        near = difflib.get_close_matches(name, frame.columns, n=1, cutoff=0.6)
+        guess = f"did you mean --patient {near[0]}? else " if near else ""
+        cure = f"{guess}--patient {id_column} says that every row is another patient"
+        raise TableError(f"the table has no column {name!r} that names the patient", hint=cure)
+    return _filled(frame, name, flag="--patient")
+
+
+def build_cases(
+    frame: pd.DataFrame, tasks: Sequence[Task], *, id_column: str, patient: str, split: str, bag: str = ""
+) -> Cases:
+    """Check a table and turn it into cases. ``splits`` are all empty when the table has no split column.
+
+    Raises:
+        TableError: Unknown column, id missing or twice, value that is no class, no patient, unknown split.
+        LeakageError: A patient stands in two splits.
+    """
+    names = _filled(frame, id_column, flag="--id-column")
+    twice = sorted(pd.Series(names)[pd.Series(names).duplicated()].unique())
+    if twice:
+        cure = "keep one row each" if bag else "keep one row each, or gather rows into bags with --bag"
+        raise TableError(f"{len(twice)} ids come more than once in {id_column!r}: {_some(twice)}", hint=cure)
+    patients = patient_column(frame, patient, id_column)
+    splits = _splits(frame, split)
+    refuse_leakage(patients, splits)
+    texts = {task.name: column(frame, task.column, flag=f"column of task {task.name}") for task in tasks}
+    tasks = tuple(task.resolved(texts[task.name]) for task in tasks)
+    targets = {task.name: task.targets(texts[task.name]) for task in tasks}
+    if not bag:
+        members = tuple((name,) for name in names)
+        return Cases(
+            ids=tuple(names),
+            members=members,
+            patients=tuple(patients),
+            splits=tuple(splits),
+            tasks=tasks,
+            targets=targets,
+        )
+    return _bagged(names, patients, splits, _filled(frame, bag, flag="--bag"), tasks, targets)
+
+
+def refuse_leakage(patients: Sequence[str], splits: Sequence[str]) -> None:
+    """Raise if a patient stands in two splits.
+
+    Raises:
+        LeakageError: Names the patients.
+    """
+    seen: dict[str, set[str]] = {}
+    for patient, split in zip(patients, splits, strict=True):
+        if split:
+            seen.setdefault(patient, set()).add(split)
+    both = sorted(patient for patient, found in seen.items() if len(found) > 1)
+    if both:
+        first = " and ".join(sorted(seen[both[0]], key=SPLITS.index))
+        fact = f"{len(both)} patients stand in more than one split: {_some(both)} ({both[0]} in {first})"
+        raise LeakageError(fact, hint="give each patient one split, or drop the split column to have one made")
+
+
+def _bagged(
+    names: list[str],
+    patients: list[str],
+    splits: list[str],
+    bags: list[str],
+    tasks: tuple[Task, ...],
+    targets: dict[str, npt.NDArray[np.float64]],
+) -> Cases:
+    rows: dict[str, list[int]] = {}
+    for row, bag in enumerate(bags):
+        rows.setdefault(bag, []).append(row)
+    for bag, places in rows.items():
+        for what, values in (("patients", patients), ("splits", splits)):
+            found = sorted({values[place] for place in places})
+            if len(found) > 1:
+                raise LeakageError(f"bag {bag!r} holds rows of several {what}: {_some(found)}", hint="use finer bags")
+    firsts = [places[0] for places in rows.values()]
+    joined = {
+        task.name: np.array([_bag_label(task, bag, targets[task.name][places]) for bag, places in rows.items()])
+        for task in tasks
+    }
+    return Cases(
+        ids=tuple(rows),
+        members=tuple(tuple(names[place] for place in places) for places in rows.values()),
+        patients=tuple(patients[first] for first in firsts),
+        splits=tuple(splits[first] for first in firsts),
+        tasks=tasks,
+        targets=joined,
+    )
+
+
+def _bag_label(task: Task, bag: str, values: npt.NDArray[np.float64]) -> float:
+    """Label of a bag: the worst grade, positive if any row is, the mean number, the one class that all rows have."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return float("nan")
+    if task.kind in ("ordinal", "binary"):
+        return float(known.max())
+    if not task.is_classification:
+        return float(known.mean())
+    if len(set(known.tolist())) > 1:
+        found = _some(sorted(task.classes[int(value)] for value in set(known.tolist())))
+        cure = "make the task ordinal (the worst row counts), or add a column with the bag's own label"
+        raise TableError(f"task {task.name!r}: the rows of bag {bag!r} have several classes: {found}", hint=cure)
+    return float(known[0])
+
+
+def _splits(frame: pd.DataFrame, name: str) -> list[str]:
+    if not name or (name not in frame.columns and name == "split"):
+        return [""] * len(frame)
+    values = [(value or "").lower() for value in column(frame, name, flag="--split-column")]
+    values = ["" if value == OOD_SPLIT else value for value in values]
+    unknown = sorted(set(values) - {*SPLITS, ""})
+    if unknown:
+        raise TableError(
+            f"column {name!r} holds {_some(unknown)}", hint=f"write {', '.join(SPLITS)}, {OOD_SPLIT}, or leave it empty"
+        )
+    if not any(values):
+        raise TableError(f"column {name!r} is empty", hint="fill it, or drop the column to have a split made")
+    return values
+
+
+def _filled(frame: pd.DataFrame, name: str, *, flag: str) -> list[str]:
+    values = column(frame, name, flag=flag)
+    missing = [row + 2 for row, value in enumerate(values) if value is None]
+    if missing:
+        fact = f"column {name!r} is empty in {len(missing)} rows, the first is line {missing[0]}"
+        raise TableError(fact, hint="fill it, or remove these rows")
+    return [value or "" for value in values]
+
+
+def _some(values: Sequence[str], limit: int = 5) -> str:
+    more = f" and {len(values) - limit} more" if len(values) > limit else ""
+    return ", ".join(values[:limit]) + more
+
+
+def _name(table: Path | str | pd.DataFrame) -> str:
+    return "the table" if isinstance(table, pd.DataFrame) else str(table)

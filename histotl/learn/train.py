@@ -1,0 +1,241 @@
+"""The stage ``train``: a label table and features become a model folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+
+from histotl.core.atomic import atomic_path, write_text
+from histotl.core.errors import UsageError
+from histotl.core.progress import Report, Step, silent
+from histotl.core.provenance import Provenance, file_digest
+from histotl.learn.bags import Bags, BagStore
+from histotl.learn.calibrate import calibrate
+from histotl.learn.cohort import Cohort, build_cohort, label_counts
+from histotl.learn.config import TrainConfig
+from histotl.learn.fit import Fitted, Labelled, fit
+from histotl.learn.gate import Gate
+from histotl.learn.gate_fit import fit_gate
+from histotl.learn.model import Model, save_model
+from histotl.learn.scores import validation_scores
+from histotl.learn.task import Task, check_names
+
+TRAINING_NAME, SPLITS_NAME = "training.json", "splits.csv"
+EVAL_ROWS = 16384
+"""Tiles in one pass over the validation cases."""
+
+Level = Literal["tile", "slide"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What training came to.
+
+    Args:
+        folder: The model folder.
+        level: ``tile`` or ``slide``.
+        cases: Split -> cases used.
+        validation: Task -> metric -> value on val, which also chose the checkpoint: optimistic, not a result.
+        notes: What of the table and the features was left out, and how the split came about.
+        learning_rate: The one kept.
+        seconds: Time taken.
+    """
+
+    folder: Path
+    level: Level
+    cases: Mapping[str, int]
+    validation: Mapping[str, Mapping[str, float]]
+    notes: Mapping[str, object] = field(default_factory=dict)
+    learning_rate: float = 0.0
+    seconds: float = 0.0
+
+
+def train(
+    table: Path | str | pd.DataFrame,
+    features: Path | str,
+    out: Path | str,
+    *,
+    tasks: Sequence[Task],
+    config: TrainConfig | None = None,
+    report: Report = silent,
+) -> TrainResult:
+    """Train heads on cached features.
+
+    Writes to ``out``: the model, ``splits.csv`` (split of every case) and ``training.json`` (label counts, history,
+    chosen values, validation metrics).
+
+    Args:
+        table: CSV with one row a slide or patch.
+        features: Folder (or file) that `histotl embed` wrote.
+        out: Model folder; made as needed, an older model in it is replaced.
+        tasks: What to predict.
+        config: Settings.
+        report: Told of every network trained.
+
+    Raises:
+        TableError: The table, or its labels, cannot be used.
+        LeakageError: A patient stands in two splits.
+        IdentityError: Feature files of several kinds.
+        StoreError: Features missing or damaged.
+    """
+    config, began, out = config or TrainConfig(), time.monotonic(), Path(out)
+    tasks = check_names(tasks)
+    store = BagStore.open(features, backbone=config.backbone)
+    level = pick_level(config, store)
+    cohort = build_cohort(table, store, tasks, config)
+    _tell(report, cohort)
+    train_set, val_set = (_labelled(cohort, split, level, store, config) for split in ("train", "val"))
+    aggregator = config.aggregator if level == "slide" else ""
+    fitted = fit(train_set, val_set, tasks=cohort.cases.tasks, config=config, aggregator=aggregator, report=report)
+    gate = _gate(cohort, store, config)
+    model = _model(cohort, store, level, config, fitted, gate, table)
+    outputs = _outputs(model, val_set.bags)
+    temperatures = calibrate(model.tasks, outputs, val_set.targets)
+    model = replace(model, temperatures=temperatures)
+    validation = validation_scores(model.tasks, outputs, val_set.targets, temperatures, model.facts)
+    save_model(model, out)
+    _write_splits(cohort, model.id_column, out)
+    result = TrainResult(
+        folder=out,
+        level=level,
+        cases={split: len(cohort.cases.in_split(split)) for split in ("train", "val", "test")},
+        validation=validation,
+        notes=cohort.notes,
+        learning_rate=fitted.learning_rate,
+        seconds=round(time.monotonic() - began, 2),
+    )
+    _write_training(result, cohort, fitted, temperatures, out)
+    return result
+
+
+def pick_level(config: TrainConfig, store: BagStore) -> Level:
+    """Whether single rows or bags get answers.
+
+    Raises:
+        UsageError: Bags were asked for in a way that the features do not allow.
+    """
+    if store.kind == "slides" and config.bag:
+        cure = "drop --bag: a slide is a bag already"
+        raise UsageError(f"--bag {config.bag} is for patch sets, these are features of slides", hint=cure)
+    if store.kind == "patches" and config.level == "slide" and not config.bag:
+        raise UsageError("--level slide on a patch set without bags", hint="add --bag patient, or another column")
+    if config.level == "auto":
+        return "slide" if store.kind == "slides" or config.bag else "tile"
+    return config.level
+
+
+def _labelled(cohort: Cohort, split: str, level: Level, store: BagStore, config: TrainConfig) -> Labelled:
+    rows = cohort.cases.in_split(split)
+    bags = cohort.bags.subset(rows)
+    targets = {name: target[rows] for name, target in cohort.cases.targets.items()}
+    if level == "slide" or store.kind == "patches":
+        return Labelled(bags=bags, targets=targets)
+    tiles, owner = bags.tiles(config.max_tiles, config.seed)
+    return Labelled(bags=tiles, targets={name: target[owner] for name, target in targets.items()})
+
+
+def _gate(cohort: Cohort, store: BagStore, config: TrainConfig) -> Gate | None:
+    if not config.ood:
+        return None
+    cases = cohort.cases
+    rows = cases.in_split("train")
+    first = next((task for task in cases.tasks if task.is_classification), None)
+    labels = None
+    if first is not None:
+        target = cases.targets[first.name][rows]
+        labels = np.where(np.isnan(target), -1, target).astype(np.int64)
+    return fit_gate(
+        cohort.bags.subset(rows),
+        cohort.bags.subset(cases.in_split("val")),
+        specs=config.ood,
+        labels=labels,
+        patients=[cases.patients[row] for row in rows],
+        with_tiles=store.kind == "slides" or bool(config.bag),
+        alpha=config.alpha,
+        seed=config.seed,
+    )
+
+
+def _model(
+    cohort: Cohort,
+    store: BagStore,
+    level: Level,
+    config: TrainConfig,
+    fitted: Fitted,
+    gate: Gate | None,
+    table: Path | str | pd.DataFrame,
+) -> Model:
+    inputs = {f"features:{name}": digest for name, digest in store.digests.items()}
+    if not isinstance(table, pd.DataFrame):
+        inputs["table"] = file_digest(Path(table), whole=True)
+    provenance = Provenance.now(specs={"train": asdict(config)}, inputs=inputs)
+    priors = {name: (np.array(f.counts) / sum(f.counts)).tolist() for name, f in fitted.facts.items()}
+    return Model(
+        tasks=cohort.cases.tasks,
+        level=level,
+        kind=store.kind,
+        bag=config.bag,
+        id_column=config.bag or store.id_column,
+        identity=store.identity,
+        architecture=fitted.architecture,
+        members=fitted.members,
+        facts=fitted.facts,
+        temperatures={},
+        gate=gate,
+        extra={
+            "config": asdict(config),
+            "label_counts": label_counts(cohort.cases),
+            "priors": priors,
+            "notes": cohort.notes,
+            "card": None if store.card is None else asdict(store.card),
+            "provenance": asdict(provenance),
+        },
+    )
+
+
+def _outputs(model: Model, bags: Bags) -> dict[str, list[torch.Tensor]]:
+    """Task name -> outputs of each member on all bags."""
+    parts = [model.outputs(bags.gather(chunk))[0] for chunk in bags.chunks(EVAL_ROWS)]
+    return {
+        task.name: [torch.cat([part[task.name][i] for part in parts]) for i in range(len(model.members))]
+        for task in model.tasks
+    }
+
+
+def _tell(report: Report, cohort: Cohort) -> None:
+    counts = {split: len(cohort.cases.in_split(split)) for split in ("train", "val", "test")}
+    text = ", ".join(f"{n} {split}" for split, n in counts.items())
+    for what in ("rows_without_features", "features_without_row", "cases_without_split"):
+        if cohort.notes[what]:
+            text += f"; {cohort.notes[what]} {what.replace('_', ' ')}"
+    report(Step(stage="train", message=f"cases: {text}; split: {cohort.notes['split']}"))
+
+
+def _write_splits(cohort: Cohort, id_column: str, out: Path) -> None:
+    with atomic_path(out / SPLITS_NAME) as path:
+        cohort.split_table(id_column).to_csv(path, index=False)
+
+
+def _write_training(
+    result: TrainResult, cohort: Cohort, fitted: Fitted, temperatures: Mapping[str, float], out: Path
+) -> None:
+    content = {
+        "level": result.level,
+        "cases": result.cases,
+        "label_counts": label_counts(cohort.cases),
+        "notes": result.notes,
+        "chosen": {"learning_rate": fitted.learning_rate, "steps": fitted.steps, "temperatures": dict(temperatures)},
+        "tried": {f"{rate:g}": loss for rate, loss in fitted.tried.items()},
+        "validation": result.validation,
+        "history": fitted.history,
+        "seconds": result.seconds,
+    }
+    write_text(out / TRAINING_NAME, json.dumps(content, indent=1, sort_keys=True) + "\n")
