@@ -1,0 +1,157 @@
+"""What evaluation finds, as frozen values, and what each metric means in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+
+from histotl.evaluate import metrics
+from histotl.evaluate.intervals import Estimate
+from histotl.evaluate.metrics import Floats, Ints
+
+FEW = 20
+"""Below this many rows of a class, or patients in all, an interval is marked as rough."""
+
+FEW_UNITS = 10
+"""The same for the patients of one class."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meaning:
+    """How a metric is shown.
+
+    Args:
+        label: Its name for people.
+        better: ``higher`` or ``lower``.
+        text: What it is, in one line.
+    """
+
+    label: str
+    better: str
+    text: str
+
+
+MEANINGS: Mapping[str, Meaning] = MappingProxyType(
+    {
+        "balanced_accuracy": Meaning(
+            label="Balanced accuracy",
+            better="higher",
+            text="mean recall over the classes that have rows; chance is 1 / number of classes",
+        ),
+        "auroc": Meaning(label="AUROC", better="higher", text="of the second class against the first"),
+        "auroc_macro_ovr": Meaning(
+            label="AUROC, macro one-vs-rest", better="higher", text="mean over classes of one class against the rest"
+        ),
+        "average_precision": Meaning(
+            label="Average precision", better="higher", text="of the second class, step function; chance is its share"
+        ),
+        "f1_macro": Meaning(label="F1, macro", better="higher", text="unweighted mean over classes"),
+        "accuracy": Meaning(label="Accuracy", better="higher", text="share of rows with the right class"),
+        "quadratic_kappa": Meaning(
+            label="Quadratic weighted kappa", better="higher", text="agreement on ordered classes beyond chance"
+        ),
+        "grade_mae": Meaning(label="MAE, grades", better="lower", text="mean distance of predicted and true grade"),
+        "expected_grade_mae": Meaning(
+            label="MAE, expected grade", better="lower", text="the same with the expectation of the grade"
+        ),
+        "mae": Meaning(label="MAE", better="lower", text="mean absolute error in the unit of the value"),
+        "r2": Meaning(label="R²", better="higher", text="1 - squared error / variance of the test set's own truth"),
+        "spearman": Meaning(label="Spearman's ρ", better="higher", text="rank correlation, ties at midranks"),
+        "ece": Meaning(label="ECE", better="lower", text="expected calibration error, 15 bins of equal mass"),
+        "brier": Meaning(
+            label="Brier score", better="lower", text="0 to 1 for two classes, 0 to 2 (summed over classes) for more"
+        ),
+        "nll": Meaning(label="NLL", better="lower", text="negative log likelihood, nats"),
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answers:
+    """What was predicted for the labelled rows of one task. n rows, k classes.
+
+    Args:
+        name: Of the task.
+        kind: ``binary``, ``multiclass``, ``ordinal`` or ``regression``.
+        classes: Class names in order; empty for regression.
+        names: Slide id or patch path of each row.
+        truth: Class index or value (n,).
+        predicted: Predicted class index or value (n,).
+        probability: (n, k) for classes, None for regression.
+        uncalibrated: Probabilities before temperature scaling (n, k), when they are known.
+        expected: Expected grade of an ordinal task (n,), when it is known.
+        unit: Index of each row's patient (n,).
+    """
+
+    name: str
+    kind: str
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    truth: Floats
+    predicted: Floats
+    probability: Floats | None
+    unit: Ints
+    uncalibrated: Floats | None = None
+    expected: Floats | None = None
+
+    def __len__(self) -> int:
+        return len(self.truth)
+
+    @property
+    def wrongness(self) -> Floats:
+        """1 - probability of the true class, or the absolute error (n,)."""
+        if self.probability is None:
+            return metrics.absolute_errors(self.truth, self.predicted)
+        return 1 - self.probability[np.arange(len(self)), self.truth.astype(np.int64)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassRecall:
+    """Recall of one class."""
+
+    name: str
+    rows: int
+    units: int
+    recall: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReliabilityBin:
+    """One bin of a reliability curve: mean confidence, and the share that was right with its interval."""
+
+    rows: int
+    confidence: float
+    correct: Estimate
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TaskResult:
+    """The evidence for one task.
+
+    Args:
+        answers: The rows it was measured on.
+        units: Patients.
+        metrics: Name in :data:`MEANINGS` -> estimate.
+        majority: The same metrics of the majority baseline, without intervals.
+        recalls: One a class.
+        confusion: Counts (k, k), rows are the truth; None for regression.
+        reliability: Bins as the model states its probabilities.
+        reliability_before: Bins before temperature scaling, when known.
+        ece_before: ECE before temperature scaling, when known.
+        notes: What a reader must know before believing the intervals.
+    """
+
+    answers: Answers
+    units: int
+    metrics: Mapping[str, Estimate]
+    majority: Mapping[str, float]
+    recalls: tuple[ClassRecall, ...] = ()
+    confusion: npt.NDArray[np.int64] | None = None
+    reliability: tuple[ReliabilityBin, ...] = ()
+    reliability_before: tuple[ReliabilityBin, ...] = ()
+    ece_before: Estimate | None = None
+    notes: tuple[str, ...] = ()

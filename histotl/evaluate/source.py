@@ -1,0 +1,71 @@
+"""Where predictions came from, as their files say it: for the methods paragraph and the pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from histotl.core.errors import HistotlError, StoreError
+from histotl.evaluate.config import EvaluateConfig
+from histotl.evaluate.evidence import Source
+from histotl.learn.predictions import Predictions
+from histotl.store.embeddings import Embeddings, open_embeddings
+from histotl.store.layout import find_features
+
+_ROW_NAMES = {"slide_id": "slide", "path": "patch"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Features:
+    """The features that predictions were made from.
+
+    Args:
+        files: Name of a slide (or patch set) -> file; empty when they were not found.
+        problem: Why they were not found; empty when they were.
+        example: One of the files, open.
+    """
+
+    files: Mapping[str, Path]
+    problem: str = ""
+    example: Embeddings | None = None
+
+
+def find_source_features(predictions: Predictions, config: EvaluateConfig) -> Features:
+    """Look for the features where the predictions (or ``--features``) say; not finding them is no error."""
+    folder = config.features or str(predictions.meta.get("features") or "")
+    wanted, backbone = predictions.meta.get("identity_digest"), predictions.meta.get("backbone")
+    if not folder:
+        return Features(files={}, problem="the predictions do not name them")
+    try:
+        paths = find_features(Path(folder), backbone=str(backbone) if backbone else None)
+        example = open_embeddings(paths[0])
+        digest = example.identity.digest if example.identity else None
+        if wanted and digest != wanted:
+            raise StoreError(f"features in {folder} are of another identity than the predictions")
+    except HistotlError as error:
+        return Features(files={}, problem=error.message)
+    return Features(files={path.stem: path for path in paths}, example=example)
+
+
+def source_of(predictions: Predictions, features: Features) -> Source:
+    """What the predictions' description and the features file say; fields stay empty where they are silent."""
+    meta = predictions.meta
+    alpha = meta.get("alpha")
+    source = Source(
+        level=str(meta.get("level", "")),
+        row_name=_ROW_NAMES.get(predictions.id_column, predictions.id_column),
+        model=", digest ".join(str(meta[key]) for key in ("model", "model_digest") if meta.get(key)),
+        aggregator=str(meta.get("aggregator") or ""),
+        alpha=float(alpha) if isinstance(alpha, float | int) else None,
+    )
+    example = features.example
+    if example is None or example.card is None or example.identity is None:
+        return source
+    return dataclasses.replace(
+        source,
+        backbone=dataclasses.asdict(example.card),
+        tiles=example.identity.tiles,
+        stain=example.identity.stain,
+        compute=example.identity.compute,
+    )
