@@ -1,0 +1,143 @@
+"""Loaded backbones, and the way of their features into files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from histotl.backbones.base import Backbone, Embedder
+from histotl.core.errors import HistotlError, SetupError, UsageError
+from histotl.core.registry import canonical, create
+from histotl.core.values import BackboneCard, FeatureIdentity, TileSpec
+from histotl.embed._interrupt import unbroken
+from histotl.embed.config import EmbedConfig
+from histotl.embed.device import FORMATS, choose_precision
+from histotl.store.embeddings import EmbeddingsWriter
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A backbone on its device, with the number formats of this run.
+
+    Args:
+        spec: Canonical spec string.
+        embedder: The loaded network.
+        device: Where it is.
+        identity: What its features are.
+    """
+
+    spec: str
+    embedder: Embedder
+    device: torch.device
+    identity: FeatureIdentity
+
+    @property
+    def card(self) -> BackboneCard:
+        """What it is."""
+        return self.embedder.card
+
+    def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Embed uint8 (b, h, w, 3) on the device into float32 (b, dim), still on the device.
+
+        Raises:
+            SetupError: Not even one tile fits into the device's memory.
+            HistotlError: The backbone does not do what its card says.
+        """
+        compute = self.identity.compute
+        half = torch.autocast(self.device.type, dtype=FORMATS[compute]) if compute != "fp32" else nullcontext()
+        with torch.inference_mode(), half:
+            features = self._forward(tiles)
+        if features.shape != (len(tiles), self.card.dim):
+            fact = f"{self.spec} gave {tuple(features.shape)} for {len(tiles)} tiles; its card says dim={self.card.dim}"
+            raise HistotlError(fact, hint="correct the backbone's card or its pooling")
+        return features.float()
+
+    def _forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        try:
+            return self.embedder(tiles)
+        except torch.cuda.OutOfMemoryError as error:
+            if len(tiles) == 1:
+                cure = "use a smaller backbone or smaller tiles, or --device cpu"
+                raise SetupError(
+                    f"{self.spec}: one tile does not fit into the memory of {self.device}", hint=cure
+                ) from error
+        # Retried outside the except block, whose traceback keeps the tensors of the failed attempt alive.
+        middle = len(tiles) // 2
+        log.warning("%s: %d tiles do not fit into the memory of %s; trying halves", self.spec, len(tiles), self.device)
+        torch.cuda.empty_cache()
+        return torch.cat([self._forward(tiles[:middle]), self._forward(tiles[middle:])])
+
+
+def load_models(config: EmbedConfig, tiles: TileSpec | None, *, stain: str, device: torch.device) -> tuple[Model, ...]:
+    """Load every backbone once, before any slide is opened.
+
+    Args:
+        config: Names them, and the number formats.
+        tiles: The tile spec, None for patch sets.
+        stain: Canonical spec of the stain normaliser.
+        device: Where they go.
+
+    Raises:
+        UnknownNameError: No backbone is called so.
+        WeightsError: Weights cannot be had.
+        UsageError: Two backbones would write the same file.
+    """
+    backbones = [cast("Backbone", create("backbone", spec)) for spec in config.backbone]
+    models: list[Model] = []
+    for backbone in backbones:
+        embedder = backbone.load(device)
+        card = embedder.card
+        compute = choose_precision(config.precision, card, device)
+        identity = FeatureIdentity.of(card, tiles, stain=stain, compute=compute, dtype=config.dtype)
+        models.append(Model(spec=canonical(backbone), embedder=embedder, device=device, identity=identity))
+        if config.precision not in ("auto", compute):
+            log.warning("%s runs in %s: its card says that %s is wrong for it", card.name, compute, config.precision)
+    _refuse_equal_names(models)
+    return tuple(models)
+
+
+def _refuse_equal_names(models: Sequence[Model]) -> None:
+    seen: dict[str, str] = {}
+    for model in models:
+        other = seen.setdefault(model.card.slug, model.spec)
+        if other is not model.spec:
+            fact = f"backbones {other} and {model.spec} both write to features_{model.card.slug}"
+            raise UsageError(fact, hint="name one of them: name='…' in its spec or in its card file")
+
+
+class Output:
+    """Features of one model on their way into one file.
+
+    A batch is fetched from the device only when the next one has been launched, so the device never waits for a copy.
+    """
+
+    def __init__(self, model: Model, writer: EmbeddingsWriter) -> None:
+        self._model, self._writer = model, writer
+        self._pending: tuple[npt.NDArray[np.int64], torch.Tensor] | None = None
+
+    def put(self, rows: npt.NDArray[np.int64], tiles: torch.Tensor) -> None:
+        """Embed tiles that are on the device as these rows of the file."""
+        features = self._model(tiles)
+        self._fetch()
+        self._pending = rows, features
+
+    def seal(self) -> None:
+        """Write what is left and give the file its final name."""
+        self._fetch()
+        with unbroken():
+            self._writer.seal()
+
+    def _fetch(self) -> None:
+        if self._pending is None:
+            return
+        (rows, features), self._pending = self._pending, None
+        self._writer.put(rows, features.cpu().numpy())

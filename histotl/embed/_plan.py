@@ -1,0 +1,114 @@
+"""One slide's plan: where its tissue is, which tiles are cut, and the pictures that show it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from histotl.core.atomic import write_bytes, write_text
+from histotl.core.errors import NoTissueError
+from histotl.core.provenance import Provenance
+from histotl.core.registry import canonical, create
+from histotl.core.values import SlideInfo, TileGrid
+from histotl.embed.config import TileConfig
+from histotl.store import layout
+from histotl.store.coords import write_coords
+from histotl.wsi.mask import TissueMask, find_tissue, to_geojson
+from histotl.wsi.preview import draw_preview
+from histotl.wsi.slide import Slide
+from histotl.wsi.tiling import plan_tiles
+from histotl.wsi.tissue.base import TissueSegmenter
+
+PREVIEW_PX = 1024
+"""Longer side of the preview pictures."""
+
+
+def tissue_segmenter(tiling: TileConfig) -> TissueSegmenter:
+    """The segmenter that the options name."""
+    return cast("TissueSegmenter", create("tissue", tiling.tissue))
+
+
+def source_digest(info: SlideInfo, tiling: TileConfig, segmenter: TissueSegmenter) -> str:
+    """Digest of all that a slide's tiles come from beside the tile spec.
+
+    The slide's bytes, its pixel size (an override changes every tile), the reader and the tissue settings. It is
+    recorded in the files, so that a run with another of these makes them again instead of taking them for current.
+    """
+    facts = {
+        "slide": info.fingerprint,
+        "mpp": (info.mpp_x, info.mpp_y),
+        "reader": info.reader,
+        "tissue": canonical(segmenter),
+        "min_area_um2": tiling.min_area_um2,
+        "max_hole_um2": tiling.max_hole_um2,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def plan_slide(
+    slide: Slide, tiling: TileConfig, segmenter: TissueSegmenter, out: Path, made: Provenance, source: str
+) -> TileGrid:
+    """Find tissue, lay the grid, and write the pictures, the outline and, last, the coordinates of one slide.
+
+    Args:
+        slide: The open slide.
+        tiling: Which tiles.
+        segmenter: Finds the tissue.
+        out: Output folder.
+        made: For the files' record.
+        source: What :func:`source_digest` says.
+
+    Raises:
+        UpsamplingError: The slide is coarser than the tiles asked for.
+        NoTissueError: No tile has enough tissue; the pictures are written nevertheless, to see why.
+    """
+    info, spec = slide.info, tiling.spec
+    plan_tiles(info, spec, None)  # refuses upsampling before the slower work
+    mask = find_tissue(slide, segmenter, min_area_um2=tiling.min_area_um2, max_hole_um2=tiling.max_hole_um2)
+    grid = plan_tiles(info, spec, mask.mask, mask.scale_l0)
+    _write_pictures(slide, mask, grid, out)
+    if not len(grid):
+        raise _no_tissue(info, mask, tiling)
+    write_coords(layout.coords_path(out, spec, info.slide_id), info, grid, made, source_fingerprint=source)
+    return grid
+
+
+def sample_rows(n_tiles: int, wanted: int) -> npt.NDArray[np.int64]:
+    """At most ``wanted`` rows spread evenly over a grid; always the same ones."""
+    count = min(n_tiles, wanted)
+    return np.arange(count, dtype=np.int64) * n_tiles // max(count, 1)
+
+
+def _write_pictures(slide: Slide, mask: TissueMask, grid: TileGrid, out: Path) -> None:
+    info = slide.info
+    longest_um = max(info.width * info.mpp_x, info.height * info.mpp_y)
+    image, _ = slide.thumbnail(max(info.mpp, longest_um / PREVIEW_PX))
+    scale_l0 = (info.width / image.shape[1], info.height / image.shape[0])
+    preview = draw_preview(image, scale_l0=scale_l0, polygons=mask.polygons, grid=grid)
+    write_bytes(layout.thumbnail_path(out, info.slide_id), _jpeg(image))
+    write_bytes(layout.contour_path(out, info.slide_id), _jpeg(preview))
+    write_text(layout.geojson_path(out, info.slide_id), to_geojson(mask, name=info.slide_id))
+
+
+def _no_tissue(info: SlideInfo, mask: TissueMask, tiling: TileConfig) -> NoTissueError:
+    seen = f"{mask.area_mm2:.3g} mm² of tissue"
+    fact = f"{info.slide_id}: no tile has {tiling.min_tissue:.0%} tissue ({seen} found on the slide)"
+    if not mask.polygons:
+        return NoTissueError(
+            fact, hint="look at its picture in contours/; give another --tissue or a lower --min-area-um2"
+        )
+    cure = f"lower --min-tissue, or give smaller tiles than {tiling.spec.tile_um:g} µm"
+    return NoTissueError(fact, hint=cure)
+
+
+def _jpeg(image: npt.NDArray[np.uint8]) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(image).save(data, format="JPEG", quality=85)
+    return data.getvalue()

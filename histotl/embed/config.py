@@ -1,0 +1,112 @@
+"""Options of the stages ``tile`` and ``embed``: Python keyword arguments, TOML keys and command-line flags in one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from histotl.core.errors import UsageError
+from histotl.core.values import Edge, TileSpec
+
+FileDtype = Literal["fp16", "fp32"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileConfig:
+    """Which tiles are cut, and where."""
+
+    tile_px: int = 224
+    """Side of a tile in pixels, as the backbone sees it."""
+
+    mpp: float = 0.5
+    """Micrometres per tile pixel; 0.5 is what "20x" usually means."""
+
+    overlap_px: int = 0
+    """Pixels that neighbouring tiles share."""
+
+    min_tissue: float = 0.1
+    """Least fraction of tissue in a tile, 0 to 1."""
+
+    edge: Edge = "drop"
+    """Tiles over the right and lower border: drop them, or pad them with background."""
+
+    allow_upsampling: bool = False
+    """Accept slides coarser than mpp; their tiles are interpolated."""
+
+    tissue: str = "hysteresis"
+    """Tissue segmenter, as a spec such as 'hysteresis(mpp=4.0)'; see `histotl list tissue`."""
+
+    min_area_um2: float = 1000.0
+    """Smallest piece of tissue that is kept, in square micrometres."""
+
+    max_hole_um2: float = 50_000.0
+    """Largest hole in the tissue that is filled (gland lumens), in square micrometres."""
+
+    mpp_override: float | None = None
+    """Micrometres per level-0 pixel, for all slides of the run, whatever their metadata say."""
+
+    reader: str | None = None
+    """Slide reader to use instead of trying those that claim the file; see `histotl list reader`."""
+
+    def __post_init__(self) -> None:
+        _ = self.spec  # the spec checks its own values: a wrong one is refused before any slide is opened
+        for name in ("min_area_um2", "max_hole_um2"):
+            value = getattr(self, name)
+            if not value >= 0:
+                raise UsageError(f"{name} is {value}", hint="give square micrometres, 0 or more")
+        if self.mpp_override is not None and not self.mpp_override > 0:
+            raise UsageError(f"mpp_override is {self.mpp_override}", hint="give micrometres per pixel, such as 0.25")
+
+    @property
+    def spec(self) -> TileSpec:
+        """The part of the options that belongs to the identity of features."""
+        return TileSpec(
+            tile_px=self.tile_px,
+            mpp=self.mpp,
+            overlap_px=self.overlap_px,
+            min_tissue=self.min_tissue,
+            edge=self.edge,
+            allow_upsampling=self.allow_upsampling,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig:
+    """What turns tiles into features, and how fast."""
+
+    backbone: tuple[str, ...] = ("scattering",)
+    """Backbone specs; several are fed from one read. See `histotl list backbone`."""
+
+    stain: str = "none"
+    """Stain normaliser, as a spec such as 'macenko'; see `histotl list stain`."""
+
+    dtype: FileDtype = "fp16"
+    """Number format of the features on disk."""
+
+    precision: Precision = "auto"
+    """Number format of the forward pass; auto is bf16 on a GPU that has it, else fp16, and fp32 on a CPU."""
+
+    batch_size: int = 0
+    """Tiles per forward pass; 0 chooses by device and tile size."""
+
+    workers: int = 0
+    """Reader threads; 0 chooses by the cores that this process may use."""
+
+    device: str = "auto"
+    """Where the backbone runs: auto, cpu, cuda, cuda:1 …"""
+
+    overwrite: bool = False
+    """Make every file again, also those that are there and current."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.backbone, str) or not self.backbone:
+            raise UsageError(f"backbone is {self.backbone!r}", hint="give a tuple of specs, such as ('scattering',)")
+        for name, kind in (("dtype", FileDtype), ("precision", Precision)):
+            value = getattr(self, name)
+            if value not in get_args(kind):
+                raise UsageError(f"{name} is {value!r}", hint=f"give one of: {', '.join(get_args(kind))}")
+        for name in ("batch_size", "workers"):
+            value = getattr(self, name)
+            if value < 0:
+                raise UsageError(f"{name} is {value}", hint="give 0 (chosen by the machine) or more")

@@ -1,0 +1,248 @@
+"""A set of patch images becomes one feature file a backbone, in the order of its manifest.
+
+A set with holes is not the set: when one image cannot be read, all unreadable ones are listed and no file is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from histotl.core.errors import SlideError
+from histotl.core.progress import Report, Step, silent
+from histotl.core.provenance import Provenance
+from histotl.core.registry import canonical, create
+from histotl.embed._claim import claim
+from histotl.embed._interrupt import unbroken
+from histotl.embed._models import Model, Output, load_models
+from histotl.embed._patch_set import Patch, PatchFacts, inspect_patch, list_patches, read_patch, set_name
+from histotl.embed._reading import ReadAhead
+from histotl.embed.config import EmbedConfig
+from histotl.embed.device import choose_batch_size, choose_device, choose_workers, compute_settings
+from histotl.embed.summary import Failure, RunSummary, write_failures
+from histotl.image.stain.base import StainNormalizer
+from histotl.store import layout
+from histotl.store.embeddings import EmbeddingsMeta, EmbeddingsWriter, is_current
+
+
+def embed_patches(
+    manifest: str | Path,
+    out: str | Path,
+    *,
+    config: EmbedConfig = EmbedConfig(),  # noqa: B008 - frozen
+    report: Report = silent,
+) -> RunSummary:
+    """Embed patch images into ``out/features_<backbone>/<name of the manifest or folder>.h5``.
+
+    Images may differ in size: each is resized by the backbone's own preprocessing, on the device. A stain normaliser
+    is fitted on every patch alone, because what a set has in common is not known; a patch that it cannot be fitted on
+    counts as unreadable.
+
+    Args:
+        manifest: A CSV with a column ``path`` relative to its folder, or a folder of images.
+        out: Output folder.
+        config: Which backbones, and how.
+        report: Told about progress.
+
+    Returns:
+        ``done`` or ``skipped`` is 1; or the images that failed, and nothing was written.
+
+    Raises:
+        UsageError: A name, spec or manifest is wrong.
+        SetupError: Weights or the device cannot be had.
+    """
+    started, manifest, out = time.monotonic(), Path(manifest), Path(out)
+    stain = cast("StainNormalizer", create("stain", config.stain))
+    patches = list_patches(manifest)
+    device = choose_device(config.device)
+    workers = choose_workers(config, device)
+    with compute_settings(workers), ExitStack() as held:
+        models = load_models(config, None, stain=canonical(stain), device=device)
+        layout.remove_stale_parts(out)
+        facts, failed = _inspect_all(patches, workers)
+        run = _PatchRun(
+            out=out,
+            name=set_name(manifest),
+            patches=patches,
+            facts=facts,
+            config=config,
+            stain=stain,
+            device=device,
+            workers=workers,
+            report=report,
+            source=_source(patches, facts),
+            failed=failed,
+        )
+        state, todo = ("current", ()) if failed else claim(models, run.path, run.is_current, held)
+        if state == "ready":
+            run.embed(todo)
+    failed = sorted(run.failed, key=lambda failure: failure.slide_id)
+    write_failures(out, failed, keep=[patch.text for patch in patches] if state == "busy" else ())
+    done = state == "ready" and not failed
+    return RunSummary(
+        done=int(done),
+        skipped=int(state == "current" and not failed),
+        busy=int(state == "busy"),
+        failed=tuple(failed),
+        n_tiles=len(patches) if done else 0,
+        seconds=time.monotonic() - started,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PatchRun:
+    """One set and all that its embedding needs."""
+
+    out: Path
+    name: str
+    patches: Sequence[Patch]
+    facts: Sequence[PatchFacts]
+    config: EmbedConfig
+    stain: StainNormalizer
+    device: torch.device
+    workers: int
+    report: Report
+    source: str
+    failed: list[Failure] = field(default_factory=list)
+
+    def path(self, model: Model) -> Path:
+        """Where the features of a model go."""
+        return layout.patch_set_path(self.out, model.card, self.name)
+
+    def is_current(self, model: Model) -> bool:
+        """Whether the file is there and need not be made again."""
+        return not self.config.overwrite and is_current(self.path(model), model.identity, self.source)
+
+    def embed(self, models: Sequence[Model]) -> None:
+        """Read and embed all; seals the files only when no image failed."""
+        largest = max(math.isqrt(f.shape[0] * f.shape[1]) for f in self.facts)
+        ahead = ReadAhead[_SameSize, _SameSize](
+            workers=self.workers,
+            batch_size=choose_batch_size(self.config, self.device, max(1, largest)),
+            pin=self.device.type == "cuda",
+        )
+        with torch.inference_mode(), ExitStack() as open_files, ahead:
+            outputs = [self._output(model, models, open_files) for model in models]
+            done = 0
+            for turn in ahead.turns(self._groups(), lambda group: group):
+                for positions, batch in turn.batches():
+                    rows = turn.item.rows[positions]
+                    tiles = self._normalise(rows, batch.to(self.device, non_blocking=True))
+                    if not self.failed:
+                        # After a failure the rest is only read, so that all bad images are listed.
+                        for output in outputs:
+                            output.put(rows, tiles)
+                    done += len(rows)
+                    self._tell(done)
+            if not self.failed:
+                for output in outputs:
+                    output.seal()
+
+    def _groups(self) -> list[_SameSize]:
+        rows: dict[tuple[int, int], list[int]] = {}
+        for row, fact in enumerate(self.facts):
+            rows.setdefault(fact.shape, []).append(row)
+        return [
+            _SameSize(tile_shape=shape, rows=np.array(members, np.int64), patches=self.patches, failed=self.failed)
+            for shape, members in rows.items()
+        ]
+
+    def _normalise(self, rows: npt.NDArray[np.int64], tiles: torch.Tensor) -> torch.Tensor:
+        if not self.stain.needs_fit:
+            return self.stain.fit(tiles[:0])(tiles)
+        normal = []
+        for position, row in enumerate(rows.tolist()):
+            tile = tiles[position : position + 1]
+            try:
+                normal.append(self.stain.fit(tile)(tile))
+            except SlideError as error:
+                patch = self.patches[row]
+                self.failed.append(Failure.of(patch.text, patch.path, error))
+                normal.append(tile)
+        return torch.cat(normal)
+
+    def _output(self, model: Model, models: Sequence[Model], open_files: ExitStack) -> Output:
+        specs = {
+            "embed": asdict(self.config),
+            "backbones": [each.spec for each in models],
+            "stain": canonical(self.stain),
+        }
+        meta = EmbeddingsMeta(
+            identity=model.identity,
+            card=model.card,
+            provenance=Provenance.now(specs=specs, inputs={"patches": self.source}),
+            items=tuple(patch.text for patch in self.patches),
+            stain_state={"fitted_on": "each patch alone"} if self.stain.needs_fit else {},
+            source_fingerprint=self.source,
+        )
+        with unbroken():
+            writer = EmbeddingsWriter(
+                self.path(model), n=len(self.patches), dim=model.card.dim, dtype=self.config.dtype, meta=meta
+            )
+            open_files.enter_context(writer)
+        return Output(model, writer)
+
+    def _tell(self, done: int) -> None:
+        total = len(self.patches)
+        self.report(Step(stage="embed", done=done, total=total, item=self.name, units_done=done, units="patches"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SameSize:
+    """Images of one size: they can share a batch."""
+
+    tile_shape: tuple[int, int]
+    rows: npt.NDArray[np.int64]
+    patches: Sequence[Patch]
+    failed: list[Failure]
+
+    @property
+    def n_tiles(self) -> int:
+        return len(self.rows)
+
+    def read(self, rows: slice) -> npt.NDArray[np.uint8]:
+        wanted = self.rows[rows].tolist()
+        pixels = np.zeros((len(wanted), *self.tile_shape, 3), np.uint8)
+        for position, row in enumerate(wanted):
+            patch = self.patches[row]
+            try:
+                pixels[position] = read_patch(patch)
+            except SlideError as error:
+                # The zeros in its place are never filed: with a failure on the list no file is sealed.
+                self.failed.append(Failure.of(patch.text, patch.path, error))
+        return pixels
+
+    def close(self) -> None:
+        pass
+
+
+def _inspect_all(patches: Sequence[Patch], workers: int) -> tuple[list[PatchFacts], list[Failure]]:
+    def inspect(patch: Patch) -> PatchFacts | Failure:
+        try:
+            return inspect_patch(patch)
+        except SlideError as error:
+            return Failure.of(patch.text, patch.path, error)
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="histotl-reader") as pool:
+        found = list(pool.map(inspect, patches))
+    facts = [result for result in found if isinstance(result, PatchFacts)]
+    return facts, [result for result in found if isinstance(result, Failure)]
+
+
+def _source(patches: Sequence[Patch], facts: Sequence[PatchFacts]) -> str:
+    """Digest of names and bytes of all images; facts are fewer than patches only when nothing will be filed."""
+    digest = hashlib.sha256()
+    for patch, fact in zip(patches, facts, strict=False):
+        digest.update(f"{patch.text}\0{fact.digest}\n".encode())
+    return digest.hexdigest()[:16]

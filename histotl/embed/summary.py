@@ -1,0 +1,98 @@
+"""What a run over many slides comes to: counts, and a table of the slides that failed."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from histotl.core.atomic import write_text
+from histotl.core.errors import HistotlError
+
+FAILURES_FILE = "failures.csv"
+REPORT_HINT = "this is a fault in histotl or in a plug-in: please report it, with the traceback in the log"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A slide (or patch) that could not be used.
+
+    Args:
+        slide_id: Its name; the path text of the manifest for patches.
+        path: Its file.
+        error: Class of the error.
+        message: What is wrong.
+        hint: The cure.
+    """
+
+    slide_id: str
+    path: str
+    error: str
+    message: str
+    hint: str
+
+    @classmethod
+    def of(cls, slide_id: str, path: Path, error: BaseException) -> Failure:
+        """Record an error; one that histotl did not raise on purpose gets the hint to report it."""
+        message = error.message if isinstance(error, HistotlError) else str(error) or repr(error)
+        hint = error.hint if isinstance(error, HistotlError) else REPORT_HINT
+        return cls(slide_id=slide_id, path=str(path), error=type(error).__name__, message=message, hint=hint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """Result of a stage over slides.
+
+    Args:
+        done: Slides (or patch sets) for which something was made in this run.
+        skipped: Slides whose files were there and current.
+        failed: One record for each slide that could not be used.
+        busy: Slides left to another live process that holds their locks.
+        n_tiles: Tiles planned (``tile``) or embedded (``embed``) in this run.
+        seconds: Wall time.
+    """
+
+    done: int
+    skipped: int
+    failed: tuple[Failure, ...] = ()
+    busy: int = 0
+    n_tiles: int = 0
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether no slide failed; the command line exits with 1 otherwise."""
+        return not self.failed
+
+
+def write_failures(out: Path, failures: Sequence[Failure], *, keep: Collection[str] = ()) -> None:
+    """Write ``out/failures.csv``, or remove it when nothing failed.
+
+    Args:
+        out: Output folder of the run.
+        failures: What failed in this run.
+        keep: Slides that were left to another process: what that one recorded for them stays.
+    """
+    path = out / FAILURES_FILE
+    kept = [row for row in read_failures(out) if row.slide_id in keep]
+    rows = [*failures, *kept]
+    if not rows:
+        path.unlink(missing_ok=True)
+        return
+    text = io.StringIO()
+    table = csv.DictWriter(text, [field.name for field in fields(Failure)], lineterminator="\n")
+    table.writeheader()
+    table.writerows(asdict(row) for row in sorted(rows, key=lambda row: row.slide_id))
+    write_text(path, text.getvalue())
+
+
+def read_failures(out: Path) -> list[Failure]:
+    """Read ``out/failures.csv``; empty when there is none."""
+    path = out / FAILURES_FILE
+    if not path.is_file():
+        return []
+    names = [field.name for field in fields(Failure)]
+    with path.open(newline="", encoding="utf-8") as file:
+        return [Failure(**{name: row.get(name) or "" for name in names}) for row in csv.DictReader(file)]

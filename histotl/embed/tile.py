@@ -1,0 +1,100 @@
+"""Slides in, plans out: tissue outlines, grids, preview pictures and coordinates. Nothing is embedded."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from histotl.core.errors import StoreError
+from histotl.core.progress import Report, silent
+from histotl.core.provenance import Provenance
+from histotl.core.registry import canonical
+from histotl.core.values import SlideEntry
+from histotl.embed._claim import claim
+from histotl.embed._job import Plan, SlideJob
+from histotl.embed._plan import plan_slide, source_digest, tissue_segmenter
+from histotl.embed._reading import Handles, ReadAhead, Turn
+from histotl.embed._slides import Advance, SlideRun, list_entries, open_entry
+from histotl.embed.config import TileConfig
+from histotl.embed.device import usable_cores
+from histotl.embed.summary import RunSummary
+from histotl.store import layout
+from histotl.store.coords import read_coords
+from histotl.wsi.tissue.base import TissueSegmenter
+
+log = logging.getLogger(__name__)
+
+_MAX_WORKERS = 8
+
+
+def tile_slides(
+    slides: str | Path,
+    out: str | Path,
+    *,
+    tiling: TileConfig = TileConfig(),  # noqa: B008 - frozen
+    report: Report = silent,
+) -> RunSummary:
+    """Plan the tiles of every slide, and draw them.
+
+    Writes what :func:`histotl.embed.engine.embed_slides` writes, features excepted, into the same places.
+
+    Args:
+        slides: A file, a folder, a glob or a manifest CSV.
+        out: Output folder.
+        tiling: Which tiles.
+        report: Told about progress.
+
+    Raises:
+        UsageError: A name, spec or manifest is wrong; before any slide is opened.
+    """
+    tiler = _Tiler(out=Path(out), tiling=tiling, segmenter=tissue_segmenter(tiling))
+    entries = list_entries(slides, tiling)
+    layout.remove_stale_parts(tiler.out)
+    workers = min(_MAX_WORKERS, usable_cores())
+    with ReadAhead[SlideEntry, SlideJob](workers=workers, slides_ahead=workers) as ahead:
+        run = SlideRun(stage="tile", prepare=tiler.prepare, work=_count, ahead=ahead, out=tiler.out, report=report)
+        return run.over(entries)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tiler:
+    """What the plan of every slide needs."""
+
+    out: Path
+    tiling: TileConfig
+    segmenter: TissueSegmenter
+
+    def prepare(self, entry: SlideEntry) -> SlideJob:
+        """All the work on one slide; several slides at a time, each in a worker thread."""
+        with ExitStack() as held:
+            slide = open_entry(entry, self.tiling)
+            handles = Handles(partial(copy.copy, slide), slide)
+            held.callback(handles.close)
+            source = source_digest(slide.info, self.tiling, self.segmenter)
+            path = layout.coords_path(self.out, self.tiling.spec, entry.slide_id)
+            state, _ = claim([path], lambda key: key, lambda key: self._is_current(key, entry, source), held)
+            if state != "ready":
+                return SlideJob(state=state)
+            specs = {"tiling": asdict(self.tiling), "tissue": canonical(self.segmenter)}
+            made = Provenance.now(specs=specs, inputs={"slide": slide.info.fingerprint, "source": source})
+            grid = plan_slide(slide, self.tiling, self.segmenter, self.out, made, source)
+            plan = Plan(info=slide.info, grid=grid, source=source, handles=handles, made=made)
+            return SlideJob(state=state, plan=plan, held=held.pop_all())
+
+    def _is_current(self, path: Path, entry: SlideEntry, source: str) -> bool:
+        if not path.is_file() or not layout.contour_path(self.out, entry.slide_id).is_file():
+            return False
+        try:
+            found = read_coords(path)
+        except StoreError as error:
+            log.warning("will be made again: %s", error.message)
+            return False
+        return found.source_fingerprint == source and found.tiles == asdict(self.tiling.spec)
+
+
+def _count(job: SlideJob, turn: Turn[SlideEntry, SlideJob], advance: Advance) -> None:  # noqa: ARG001 - the loop's form
+    advance(job.n_tiles)
