@@ -23,7 +23,7 @@ _EXPORTS = {
     "create": "histotl.core.registry",
     "embed_patches": "histotl.embed.patches",
     "embed_slides": "histotl.embed.engine",
-    "evaluate": "histotl.evaluate.stage",
+    "evaluate_predictions": "histotl.evaluate.stage",
     "open_embeddings": "histotl.store.embeddings",
     "open_slide": "histotl.wsi.slide",
     "predict": "histotl.learn.predict",

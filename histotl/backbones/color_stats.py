@@ -41,6 +41,7 @@ class ColorStatsEmbedder:
 
     def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
         """Embed uint8 RGB (b, h, w, 3) into float32 (b, 6)."""
-        pixels = tiles.flatten(1, 2).to(torch.float32) / 255
+        planes = tiles.permute(0, 3, 1, 2).flatten(2).to(torch.float32) / 255
         # The biased estimate is defined for a tile of one pixel too.
-        return torch.cat([pixels.mean(1), pixels.std(1, correction=0)], dim=1)
+        spread, mean = torch.std_mean(planes, dim=2, correction=0)
+        return torch.cat([mean, spread], dim=1)

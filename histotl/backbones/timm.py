@@ -85,6 +85,13 @@ class Timm:
         if self.input_px is not None and self.input_px < 1:
             raise SpecError(f"timm/{self.model}: input_px is {self.input_px}", hint="give a side such as 224")
 
+    @staticmethod
+    def models(pattern: str) -> list[str]:
+        """Names that match a glob, with and without the tags of their weights; for `histotl list backbone`."""
+        import timm
+
+        return sorted({*timm.list_models(pattern), *timm.list_pretrained(pattern)})
+
     def load(self, device: torch.device) -> NetworkEmbedder:
         """Build the model with its weights.
 

@@ -157,8 +157,8 @@ class BackboneCard:
         std: Per-channel standard deviation of the same.
         interpolation: ``bilinear`` or ``bicubic``, always antialiased.
         weights: Where they are from: ``hub:<id>``, ``file:<name>``, ``random(seed=0)`` or ``none``.
-        weights_digest: SHA-256 over names, shapes and bytes of all parameters and buffers, and over the arguments of the
-            network that are in no state dict (padding, epsilon, dropped blocks); empty when there are no weights.
+        weights_digest: SHA-256 over names, shapes and bytes of all parameters and buffers, and over those arguments of
+            the network that are in no state dict (padding, epsilon, dropped blocks); empty when there are no weights.
         native_mpp: Pixel size that it was trained at, when known.
         licence: Of the weights, as far as its source says.
         gated: Its hub asks for an accepted licence.

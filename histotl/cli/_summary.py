@@ -1,0 +1,58 @@
+"""What ``tile`` and ``embed`` say at the end, and what they would do."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from histotl.cli._console import EXIT_OK, EXIT_SOME_FAILED, err, out, print_json, print_table
+from histotl.core.registry import create
+from histotl.embed.config import TileConfig
+
+if TYPE_CHECKING:
+    from histotl.embed.summary import RunSummary
+
+
+def print_summary(summary: RunSummary, folder: Path, *, as_json: bool) -> int:
+    """Print one line, and a table of the slides that failed. Exit status 1 when any did."""
+    if as_json:
+        print_json(dataclasses.asdict(summary))
+    else:
+        rate = f", {summary.n_tiles / summary.seconds:.0f} tiles/s" if summary.n_tiles and summary.seconds > 0 else ""
+        busy = f", {summary.busy} left to another process" if summary.busy else ""
+        out().print(
+            f"{summary.done} done, {summary.skipped} already there, {len(summary.failed)} failed{busy}; "
+            f"{summary.n_tiles} tiles in {summary.seconds:.1f} s{rate} → {folder}",
+            markup=False,
+        )
+    for failure in summary.failed:
+        err().print(f"failed: {failure.slide_id}: {failure.message}", markup=False, style="red")
+        if failure.hint:
+            err().print(f"  hint: {failure.hint}", markup=False)
+    if summary.failed:
+        err().print(f"all failures, with their cures: {folder / 'failures.csv'}", markup=False)
+    return EXIT_OK if summary.ok else EXIT_SOME_FAILED
+
+
+def print_plan(
+    slides: str, folder: Path, tiling: TileConfig, *, backbones: Sequence[str] = (), stain: str = "", as_json: bool
+) -> int:
+    """Say which slides would be worked on. Names of plug-ins are checked; nothing is opened or written."""
+    from histotl.wsi.manifest import load_manifest
+
+    create("tissue", tiling.tissue)
+    for kind, specs in (("backbone", backbones), ("stain", (stain,) if stain else ())):
+        for spec in specs:
+            create(kind, spec)
+    entries = load_manifest(slides, mpp_override=tiling.mpp_override)
+    rows = [
+        (entry.slide_id, str(entry.path), entry.mpp if entry.mpp is not None else "own metadata") for entry in entries
+    ]
+    if as_json:
+        print_json([dict(zip(("slide_id", "path", "mpp"), row, strict=True)) for row in rows])
+        return EXIT_OK
+    print_table(["slide", "file", "mpp"], rows)
+    out().print(f"{len(rows)} slides → {folder / tiling.spec.folder}; nothing was written", markup=False)
+    return EXIT_OK

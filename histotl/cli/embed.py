@@ -1,0 +1,52 @@
+"""``histotl embed``: slides, or a set of patches, become embeddings files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from histotl.cli._console import ProgressBar
+from histotl.cli._summary import print_plan, print_summary
+from histotl.core.errors import UsageError
+from histotl.embed.config import EmbedConfig, TileConfig
+
+
+def embed(
+    slides: str,
+    out: Path,
+    /,
+    *,
+    patches: bool = False,
+    tiling: Annotated[TileConfig, Parameter(name="*")] = TileConfig(),  # noqa: B008  frozen
+    config: Annotated[EmbedConfig, Parameter(name="*")] = EmbedConfig(),  # noqa: B008  frozen
+    dry_run: bool = False,
+    json: bool = False,
+    quiet: bool = False,
+) -> int:
+    """Cut slides into tiles and embed them with one or several backbones in one read; goes on where it stopped.
+
+    Args:
+        slides: A file, a folder, a quoted glob, or a manifest CSV.
+        out: Folder for the results, in TRIDENT's layout.
+        patches: SLIDES is a set of patch images instead: a CSV with a column "path", or a folder.
+        tiling: Which tiles.
+        config: Which features, and how they are computed.
+        dry_run: Say what would be done, and write nothing.
+        json: Print the summary as JSON.
+        quiet: No progress.
+    """
+    if dry_run:
+        if patches:
+            raise UsageError("--dry-run does not go with --patches", hint="leave one of them out")
+        return print_plan(slides, out, tiling, backbones=config.backbone, stain=config.stain, as_json=json)
+    from histotl.embed.engine import embed_slides
+    from histotl.embed.patches import embed_patches
+
+    with ProgressBar(quiet=quiet) as report:
+        if patches:
+            summary = embed_patches(slides, out, config=config, report=report)
+        else:
+            summary = embed_slides(slides, out, tiling=tiling, config=config, report=report)
+    return print_summary(summary, out, as_json=json)

@@ -1,0 +1,37 @@
+"""``histotl predict``: a trained model answers for new features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from histotl.cli._console import EXIT_OK, ProgressBar, out
+from histotl.learn.config import PredictConfig
+
+
+def predict(
+    model: Path,
+    features: Path,
+    out_folder: Annotated[Path, Parameter(name="OUT")],
+    /,
+    *,
+    config: Annotated[PredictConfig, Parameter(name="*")] = PredictConfig(),  # noqa: B008  frozen
+    quiet: bool = False,
+) -> int:
+    """Probabilities, OOD and failure scores for every slide or patch, and scores for every tile.
+
+    Args:
+        model: Folder made by train.
+        features: Output folder of embed, made with the same backbone, tiles and stain as the model's.
+        out_folder: Folder for predictions.csv and the tile scores.
+        config: Options.
+        quiet: No progress.
+    """
+    from histotl.learn.predict import predict as run
+
+    with ProgressBar(quiet=quiet) as report:
+        folder = run(model, features, out_folder, config=config, report=report)
+    out().print(f"predictions → {folder / 'predictions.csv'}", markup=False)
+    return EXIT_OK

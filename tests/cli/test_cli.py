@@ -1,0 +1,153 @@
+"""The command line as a person uses it: the chain of verbs, exit codes, errors with cures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from histotl.cli.main import call
+
+TASKS = [
+    "--task", "type: multiclass(column='type', classes=('normal','serrated','adenoma'))",
+    "--task", "dysplasia: ordinal(column='dysplasia', classes=('none','low','high'))",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def job(painted_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The chain from slides to a page, run once through the command line."""
+    out = tmp_path_factory.mktemp("job")
+    table = str(painted_cohort)
+    assert call(["embed", table, f"{out}/features", "--stain", "macenko", "--backbone", "color_stats",
+                 "--backbone", "scattering", "--quiet"]) == 0  # fmt: skip
+    features = next((out / "features").glob("*/features_scattering"))
+    assert call(["train", table, str(features), f"{out}/model", *TASKS, "--quiet"]) == 0
+    assert call(["predict", f"{out}/model", str(features), f"{out}/predictions", "--quiet"]) == 0
+    assert call(["evaluate", f"{out}/predictions", table, f"{out}/evaluation", "--quiet"]) == 0
+    return out
+
+
+def test_chain_ends_in_a_page(job: Path) -> None:
+    page = (job / "evaluation" / "report.html").read_text(encoding="utf-8")
+    assert "<img" in page or "<svg" in page
+    assert "dysplasia" in page
+    metrics = json.loads((job / "evaluation" / "metrics.json").read_text())
+    assert "balanced_accuracy" in json.dumps(metrics)
+
+
+def test_predictions_hold_every_slide_once(job: Path, painted_cohort: Path) -> None:
+    frame = pd.read_csv(job / "predictions" / "predictions.csv", dtype={"slide_id": str})
+    assert sorted(frame["slide_id"]) == sorted(pd.read_csv(painted_cohort, dtype=str)["slide_id"])
+    share = frame[["type:normal", "type:serrated", "type:adenoma"]].sum(axis=1)
+    assert ((share - 1).abs() < 1e-4).all()
+
+
+def test_second_run_does_nothing(job: Path, painted_cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["embed", str(painted_cohort), f"{job}/features", "--stain", "macenko", "--backbone",
+            "color_stats", "--backbone", "scattering", "--quiet", "--json"]  # fmt: skip
+    assert call(argv) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["done"] == 0
+    assert summary["skipped"] == len(pd.read_csv(painted_cohort))
+
+
+def test_check_finds_a_flipped_bit_and_repairs(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(job / "features", tmp_path / "features")
+    assert call(["check", str(tmp_path / "features")]) == 0
+    victim = sorted((tmp_path / "features").glob("*/features_color_stats/*.h5"))[0]
+    data = bytearray(victim.read_bytes())
+    data[-3] ^= 1
+    victim.write_bytes(data)
+    capsys.readouterr()
+    assert call(["check", str(tmp_path / "features"), "--json"]) == 1
+    assert list(json.loads(capsys.readouterr().out)["bad"]) == [str(victim)]
+    assert call(["check", str(tmp_path / "features"), "--repair"]) == 0
+    assert not victim.exists()
+
+
+def test_features_of_another_backbone_are_refused(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = next((job / "features").glob("*/features_color_stats"))
+    assert call(["predict", f"{job}/model", str(other), f"{job}/nothing", "--quiet"]) == 1
+    told = capsys.readouterr().err
+    assert "scattering" in told
+    assert "color_stats" in told
+    assert not (job / "nothing" / "predictions.csv").exists()
+
+
+def test_a_bad_slide_does_not_stop_the_run(
+    painted_slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    shutil.copy(painted_slide, slides / "good.tiff")
+    (slides / "bad.svs").write_bytes(b"II*\0 this is no slide")
+    assert call(["embed", str(slides), str(tmp_path / "out"), "--quiet"]) == 1
+    told = capsys.readouterr()
+    assert "1 done" in told.out
+    assert "bad" in told.err
+    failures = pd.read_csv(tmp_path / "out" / "failures.csv")
+    assert failures["slide_id"].tolist() == ["bad"]
+    assert failures["hint"].notna().all()
+    assert len(list((tmp_path / "out").glob("*/features_scattering/*.h5"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "told"),
+    [
+        (["embed", "x", "y", "--stian", "none"], 2, "--stain"),
+        (["embd"], 2, "embed"),
+        (["embed", "no_such_folder", "out"], 2, "no_such_folder"),
+        (["embed", ".", "out", "--backbone", "scatering"], 2, "scattering"),
+        (["embed", ".", "out", "--stain", "macenko(alhpa=1)"], 2, "alpha"),
+        (["embed", ".", "out", "--min-tissue", "3"], 2, "min_tissue"),
+        (["list", "stian"], 2, "stain"),
+        (["check", "no_such_folder"], 2, "no_such_folder"),
+        (["train", "t.csv", "f", "o"], 2, "--task"),
+        (["run", "no_such_recipe.toml"], 2, "no_such_recipe.toml"),
+        (["embed", ".", "out", "--backbone", "timm/resnet18(weights='no_such_file.pth')"], 3, "no_such_file.pth"),
+    ],
+)
+def test_usage_errors(
+    argv: list[str], status: int, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], painted_slide: Path,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(painted_slide, tmp_path / "slide.tiff")
+    assert call(argv) == status
+    seen = capsys.readouterr()
+    assert told in seen.err + seen.out
+
+
+def test_dry_run_writes_nothing(painted_cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("tile", "embed"):
+        assert call([verb, str(painted_cohort), str(tmp_path / "out"), "--dry-run"]) == 0
+    assert not (tmp_path / "out").exists()
+    assert "nothing was written" in capsys.readouterr().out
+
+
+def test_info(painted_slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["info", str(painted_slide), "--json"]) == 0
+    (facts,) = json.loads(capsys.readouterr().out)
+    assert facts["mpp"].startswith("0.5×0.5 µm/px (from ")
+    (tmp_path / "broken.svs").write_bytes(b"no")
+    assert call(["info", str(tmp_path / "broken.svs"), str(painted_slide)]) == 1
+    seen = capsys.readouterr()
+    assert "broken.svs" in seen.err
+    assert str(painted_slide) in seen.out
+
+
+def test_list_and_doctor(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert call(["list"]) == 0
+    told = capsys.readouterr().out
+    for name in ("macenko", "openslide", "timm/NAME", "scattering", "abmil", "mahalanobis", "ordinal"):
+        assert name in told
+    assert call(["list", "backbone", "timm/resnet1*", "--json"]) == 0
+    assert "timm/resnet18" in {row["name"] for row in json.loads(capsys.readouterr().out)}
+    assert call(["doctor", str(tmp_path), "--json"]) == 0
+    rows = {row["what"]: row["state"] for row in json.loads(capsys.readouterr().out)}
+    assert rows["one slide"] == "ok"
+    assert "bad" not in rows.values()

@@ -1,0 +1,223 @@
+"""What every plug-in of a kind must keep. Run over all registered names by ``test_contracts.py``.
+
+A check takes a name and raises AssertionError with the sentence that tells its author what is missing. It builds the
+component with its defaults; a component that cannot be built without arguments is given them in ARGUMENTS.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from histotl.core.errors import HistotlError
+from histotl.core.registry import PLUGIN_FOLDERS, available, canonical, create, plugin
+
+# How to build what has no default: a small real case.
+ARGUMENTS: Mapping[tuple[str, str], str] = {
+    ("backbone", "timm"): "timm/test_vit(weights='random')",
+}
+NEEDS_A_FILE = {("backbone", "module"), ("augment", "albumentations")}
+"""These wrap a user's own file; their room's tests write one."""
+
+
+def names(kind: str) -> list[str]:
+    """Names of a kind that the contract runs over."""
+    return [name for name in available(kind) if (kind, name) not in NEEDS_A_FILE]
+
+
+def build(kind: str, name: str) -> Any:
+    """The component, and on the way: it is frozen, has a summary, and its text builds it again."""
+    built = create(kind, ARGUMENTS.get((kind, name), name))
+    assert create(kind, canonical(built)) == built, "canonical text does not build an equal component"
+    assert plugin(kind, name).summary.endswith("."), "the docstring's first line must be a sentence"
+    field = next(iter(dataclasses.fields(built)), None)
+    if field is not None:
+        try:
+            setattr(built, field.name, None)
+        except dataclasses.FrozenInstanceError:
+            pass
+        else:
+            raise AssertionError("the dataclass is not frozen")
+    return built
+
+
+def tissue_tiles(n: int = 6, side: int = 64, seed: int = 0) -> torch.Tensor:
+    """Tiles with two stains, made by Beer-Lambert from random smooth densities; uint8 (n, side, side, 3)."""
+    rng = np.random.default_rng(seed)
+    stains = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
+    coarse = rng.gamma(1.5, 0.35, (n, side // 8, side // 8, 2)).repeat(8, 1).repeat(8, 2)
+    density = coarse + rng.gamma(1.0, 0.1, (n, side, side, 2))
+    light = 240 * np.exp(-density @ stains) + rng.normal(0, 1, (n, side, side, 3))
+    return torch.from_numpy(np.clip(light, 0, 255).astype(np.uint8))
+
+
+def check_reader(name: str) -> None:
+    reader = build("reader", name)
+    assert isinstance(reader.priority, int)
+    missing = Path("no/such/folder/slide.newcomer")
+    assert isinstance(reader.claims(missing), bool), "claims() must answer for a file that is not there"
+    with pytest.raises(HistotlError) as caught:
+        reader.open(missing)
+    assert caught.value.message, "an error must say what is wrong"
+
+
+def check_tissue(name: str) -> None:
+    segmenter = build("tissue", name)
+    assert segmenter.mpp > 0
+    image = np.full((120, 160, 3), 243, np.uint8)
+    image[30:90, 40:120] = tissue_tiles(1, 160)[0].numpy()[:60, :80]
+    before = image.copy()
+    mask = segmenter.segment(image, segmenter.mpp)
+    assert mask.shape == (120, 160), "the mask must have the image's shape"
+    assert mask.dtype == np.bool_, "the mask must be boolean"
+    assert (image == before).all(), "segment() must not change the image"
+    assert mask[40:80, 50:110].mean() > 0.5, "dark stained tissue on glass must be found"
+    assert mask[:20].mean() < 0.2, "empty glass is not tissue"
+    assert (segmenter.segment(image, segmenter.mpp) == mask).all(), "the same image must give the same mask"
+
+
+def check_stain(name: str) -> None:
+    normalizer = build("stain", name)
+    tiles = tissue_tiles()
+    transform = normalizer.fit(tiles)
+    before = tiles.clone()
+    result = transform(tiles)
+    assert result.shape == tiles.shape
+    assert result.dtype == torch.uint8, "tiles stay uint8"
+    assert torch.equal(tiles, before), "the transform must not change its input"
+    halves = torch.cat([transform(tiles[:1]), transform(tiles[1:])])
+    assert torch.equal(halves, result), "a batch split changes the result"
+    json.dumps(dict(transform.state))
+    assert torch.equal(normalizer.fit(tiles)(tiles), result), "fitting twice gives another result"
+
+
+def check_augment(name: str) -> None:
+    augment = build("augment", name)
+    tiles, seeds = tissue_tiles(), torch.arange(6, dtype=torch.int64) * 7919
+    before = tiles.clone()
+    views = augment(tiles, seeds)
+    assert views.shape == tiles.shape
+    assert views.dtype == torch.uint8
+    assert torch.equal(tiles, before), "the augmentation must not change its input"
+    torch.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002  the point is that global state plays no part
+    order = torch.tensor([5, 3, 1, 0, 2, 4])
+    assert torch.equal(augment(tiles[order], seeds[order]), views[order]), "a view depends on order or global state"
+    one = torch.cat([augment(tiles[i : i + 1], seeds[i : i + 1]) for i in range(6)])
+    assert torch.equal(one, views), "a view depends on the batch"
+
+
+def check_backbone(name: str) -> None:
+    embedder = build("backbone", name).load(torch.device("cpu"))
+    card = embedder.card
+    tiles = tissue_tiles(5, 64)
+    with torch.inference_mode():
+        features = embedder(tiles)
+        split = torch.cat([embedder(tiles[:2]), embedder(tiles[2:])])
+        again = embedder(tiles)
+    assert features.shape == (5, card.dim), "card.dim is not the width of the features"
+    assert features.is_floating_point()
+    assert torch.isfinite(features).all()
+    assert torch.equal(features, again), "two calls differ"
+    scale = features.abs().max().clamp_min(1e-12)
+    assert (features - split).abs().max() / scale < 1e-5, "a tile's features depend on its batch"
+    assert card.name.split("/")[0] == name.split("/")[0]
+    assert card.weights == "none" or card.weights_digest, "weights without a digest"
+    with torch.inference_mode():
+        blank = embedder(torch.full((1, 64, 64, 3), 255, dtype=torch.uint8))
+    assert torch.isfinite(blank).all(), "a blank tile gives NaN"
+
+
+def check_head(name: str) -> None:
+    head = build("head", name)
+    classes = {"binary": 2, "regression": 0}.get(name, 4)
+    torch.manual_seed(0)
+    outputs = torch.randn(40, head.n_outputs(classes), dtype=torch.float64, requires_grad=True)
+    target = torch.randn(40, dtype=torch.float64) if classes == 0 else torch.arange(40) % classes
+    losses = head.loss(outputs, target, None)
+    assert losses.shape == (40,), "the loss is one number a row"
+    assert torch.isfinite(losses).all()
+    losses.sum().backward()
+    assert torch.isfinite(outputs.grad).all()
+    alone = torch.cat([head.loss(outputs[i : i + 1], target[i : i + 1], None) for i in range(40)])
+    assert torch.allclose(alone, losses, rtol=1e-12, atol=1e-12), "a row's loss depends on other rows"
+    extreme = head.loss(outputs.detach() * 1e3, target, None)
+    assert torch.isfinite(extreme).all(), "large outputs overflow"
+    values = head.probabilities(outputs)
+    assert values.shape == (40, max(classes, 1))
+    if classes:
+        assert (values >= 0).all()
+        assert torch.allclose(values.sum(1), torch.ones(40, dtype=torch.float64)), "probabilities do not sum to 1"
+
+
+def check_aggregator(name: str) -> None:
+    torch.manual_seed(0)
+    module = build("aggregator", name).build(12).double().eval()
+    sizes = [1, 7, 30, 2]
+    offsets = torch.tensor([0, *np.cumsum(sizes)])
+    x = torch.randn(int(offsets[-1]), 12, dtype=torch.float64)
+    coords = torch.randint(0, 5000, (len(x), 2))
+    with torch.inference_mode():
+        packed = module(x, offsets, coords)
+        assert packed.bags.shape == (4, module.out_dim)
+        for b, (start, stop) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
+            alone = module(x[start:stop], torch.tensor([0, stop - start]), coords[start:stop])
+            assert torch.allclose(alone.bags[0], packed.bags[b], atol=1e-10), "a bag depends on the others"
+            shuffle = torch.randperm(stop - start) + start
+            mixed = module(x[shuffle], torch.tensor([0, stop - start]), coords[shuffle])
+            assert torch.allclose(mixed.bags[0], packed.bags[b], atol=1e-10), "the order of tiles matters"
+            if packed.weights is not None:
+                assert torch.isclose(packed.weights[start:stop].sum(), torch.tensor(1.0, dtype=torch.float64))
+        assert torch.equal(module(x, offsets, coords).bags, packed.bags), "two calls in evaluation mode differ"
+
+
+def check_balancing(name: str) -> None:
+    rule = build("balancing", name)
+    losses = {"a": torch.tensor(2.0, requires_grad=True), "b": torch.tensor(0.5, requires_grad=True)}
+    total = rule.total(losses, {"a": 1.0, "b": 0.7})
+    assert total.shape == ()
+    total.backward()
+    assert all(loss.grad is not None and loss.grad > 0 for loss in losses.values()), "a task is not trained"
+    one = {"a": torch.tensor(2.0, requires_grad=True)}
+    assert torch.isfinite(rule.total(one, {"a": 1.0, "b": 0.7})), "a step may lack labels of a task"
+
+
+def check_ood(name: str) -> None:
+    detector = build("ood", name)
+    torch.manual_seed(0)
+    # Known and foreign features differ in place and in direction: some detectors look at one of them only.
+    here, there = torch.tensor([4.0, 0.0]).repeat_interleave(8), torch.tensor([0.0, 4.0]).repeat_interleave(8)
+    train, labels = torch.randn(300, 16) + here, torch.arange(300) % 3
+    for given in (labels, None):
+        state = detector.fit(train, given)
+        assert all(isinstance(value, torch.Tensor) for value in state.values()), "the state must be plain tensors"
+        near, far = torch.randn(100, 16) + here, torch.randn(100, 16) + there
+        inside, outside = detector.score(state, near), detector.score(state, far)
+        assert inside.shape == (100,)
+        assert inside.dtype == torch.float32
+        assert outside.median() > inside.max(), "higher must mean more out of distribution"
+        split = torch.cat([detector.score(state, near[:3]), detector.score(state, near[3:])])
+        assert torch.allclose(split, inside, rtol=1e-4, atol=1e-5), "a score depends on its batch"
+        narrow = detector.fit(train[:10].repeat(1, 4), None)
+        assert torch.isfinite(detector.score(narrow, near.repeat(1, 4))).all(), "fewer rows than columns"
+
+
+CHECKS: Mapping[str, Callable[[str], None]] = {
+    "reader": check_reader,
+    "tissue": check_tissue,
+    "stain": check_stain,
+    "augment": check_augment,
+    "backbone": check_backbone,
+    "head": check_head,
+    "aggregator": check_aggregator,
+    "balancing": check_balancing,
+    "ood": check_ood,
+}
+assert CHECKS.keys() == PLUGIN_FOLDERS.keys()
