@@ -45,8 +45,8 @@ class TrainConfig:
     hidden: int = 256
     """Width of the trunk that all tasks share; 0 for none (linear heads)."""
     dropout: float = 0.5
-    """Dropout on the trunk's input and output."""
-    learning_rates: tuple[float, ...] = (0.0003, 0.001)
+    """Dropout on the trunk's input (less for narrow features) and output."""
+    learning_rates: tuple[float, ...] = (0.0003, 0.001, 0.005)
     """Peak learning rates to try; the one with the least validation loss is kept."""
     weight_decay: float = 0.01
     """Decoupled weight decay of AdamW, on matrices only."""

@@ -14,6 +14,9 @@ from torch import nn
 from histotl.core.registry import create
 from histotl.learn.aggregators.base import Aggregated, Aggregator, AggregatorModule
 
+REDUNDANT_WIDTH = 128
+"""Narrower vectors get less dropout on the trunk's input, in proportion."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
@@ -23,7 +26,7 @@ class Architecture:
         in_dim: Length of a feature vector.
         aggregator: Spec of the aggregator; empty at tile level.
         hidden: Width of the trunk, 0 for none.
-        dropout: On the trunk's input and output.
+        dropout: On the trunk's input (less where it is narrow) and output.
         outputs: (task name, outputs of its linear layer), in the order of the tasks.
     """
 
@@ -131,10 +134,12 @@ def _aggregator(architecture: Architecture) -> AggregatorModule | None:
 
 
 def _trunk(width: int, architecture: Architecture) -> tuple[nn.Module, int]:
+    # A wide vector is redundant and is trained better with half of it hidden; of six colour numbers each counts.
+    entry = architecture.dropout * min(1.0, width / REDUNDANT_WIDTH)
     if not architecture.hidden:
-        return nn.Dropout(architecture.dropout), width
+        return nn.Dropout(entry), width
     layers = [
-        nn.Dropout(architecture.dropout),
+        nn.Dropout(entry),
         nn.Linear(width, architecture.hidden),
         nn.GELU(),
         nn.Dropout(architecture.dropout),
