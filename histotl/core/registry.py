@@ -119,11 +119,12 @@ def plugin(kind: str, name: str) -> Plugin:
         UnknownNameError: No such name; the hint gives the nearest ones.
         MissingDependencyError: The plug-in's file is there but a library that it needs is not.
     """
-    _scan(kind)
-    found = _plugins[kind].get(name)
-    if found is None and "/" in name:
-        found = _plugins[kind].get(name.split("/", 1)[0])
-        found = found if found is not None and found.family else None
+    _check_kind(kind)
+    # A scan looks through all that is installed (8 ms), and a run asks for the same few names at every slide.
+    found = _known(kind, name) if _scanned[kind] else None
+    if found is None:
+        _scan(kind)
+        found = _known(kind, name)
     if found is not None:
         return found
     stem = name.split("/", 1)[0]
@@ -190,6 +191,15 @@ def _check_kind(kind: str) -> None:
         near = difflib.get_close_matches(kind, PLUGIN_FOLDERS, n=1)
         cure = f"did you mean {near[0]}?" if near else f"one of: {', '.join(PLUGIN_FOLDERS)}"
         raise UnknownNameError(f"there is no kind of plug-in called {kind!r}", hint=cure)
+
+
+def _known(kind: str, name: str) -> Plugin | None:
+    """A plug-in that is registered already, or the family that ``family/model`` belongs to."""
+    found = _plugins[kind].get(name)
+    if found is None and "/" in name:
+        found = _plugins[kind].get(name.split("/", 1)[0])
+        found = found if found is not None and found.family else None
+    return found
 
 
 def _scan(kind: str) -> None:

