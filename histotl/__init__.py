@@ -13,8 +13,10 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "BackboneCard": "histotl.core.values",
     "EmbedConfig": "histotl.embed.config",
+    "EvaluateConfig": "histotl.evaluate.config",
     "FeatureIdentity": "histotl.core.values",
     "HistotlError": "histotl.core.errors",
+    "PredictConfig": "histotl.learn.config",
     "Task": "histotl.learn.task",
     "TileConfig": "histotl.embed.config",
     "TileSpec": "histotl.core.values",

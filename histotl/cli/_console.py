@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
@@ -24,6 +25,8 @@ from histotl.core.errors import HistotlError
 from histotl.core.progress import Step
 
 EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+_PIPE_WIDTH = 10_000
 
 _PLAIN_INTERVAL_S = 10.0
 """How often a log file or a cluster's output gets a line; a terminal has a bar instead."""
@@ -63,9 +66,13 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, tit
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in kept:
         table.add_row(*(_plain(cell) for cell in row))
-    # A pipe has no width of its own: let every column be as wide as its text.
-    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 200)
-    console.print(table, markup=False)
+    if sys.stdout.isatty():
+        Console(file=sys.stdout, highlight=False).print(table, markup=False)
+        return
+    # A pipe has no width of its own: every column is as wide as its text, so that a row is a line for grep.
+    text = io.StringIO()
+    Console(file=text, highlight=False, width=_PIPE_WIDTH).print(table, markup=False)
+    print("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
 
 
 class ProgressBar:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import histotl
 from histotl.core.atomic import write_text
 from histotl.core.config import from_mapping
 from histotl.core.errors import UsageError
@@ -17,8 +19,13 @@ from histotl.core.progress import Report
 from histotl.core.provenance import file_digest
 from histotl.embed.config import EmbedConfig, TileConfig
 from histotl.evaluate.config import EvaluateConfig
-from histotl.learn.config import PredictConfig, TrainConfig
+from histotl.learn.config import PredictConfig, TrainConfig, check_plugins
 from histotl.paint.config import PaintConfig
+
+if TYPE_CHECKING:
+    from histotl.learn.task import Task
+
+_VARIABLE = re.compile(r"\{([A-Za-z_]\w*)\}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +36,14 @@ class RecipeStep:
         verb: What to do.
         places: Path arguments by name, in the verb's order; the last is the output folder.
         configs: One configuration value for each class that the verb takes.
-        tasks: Task tables, for train.
+        tasks: The tasks, for train.
         options: The step's keys as written, for showing.
     """
 
     verb: str
     places: Mapping[str, Path]
     configs: tuple[Any, ...]
-    tasks: tuple[Mapping[str, object], ...]
+    tasks: tuple[Task, ...]
     options: Mapping[str, object]
 
     @property
@@ -58,6 +65,8 @@ class _Verb:
     places: tuple[str, ...]
     configs: tuple[type, ...]
     call: Callable[[RecipeStep, Report], Outcome]
+    makes: tuple[str, ...] = ()
+    """Files that must be as the step left them for it to be fresh."""
     resumes: bool = False
     """The stage itself knows what is fresh, item by item."""
 
@@ -73,23 +82,40 @@ def steps_of(tree: Mapping[str, Any], variables: Mapping[str, Any], *, where: st
             raise UsageError(f"{where} has no table {key!r}", hint="a recipe has [vars], [[step]] and [[task]]")
     if not tree.get("step"):
         raise UsageError(f"{where} has no [[step]]", hint="add at least one [[step]] with a verb")
-    tasks = tuple(tree.get("task", ()))
-    return [_step(_fill(table, variables), tasks, f"{where} step {i}") for i, table in enumerate(tree["step"], 1)]
+    for key in ("step", "task"):
+        tables = tree.get(key, [])
+        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+            raise UsageError(f"{where}: {key} is no list of tables", hint=f"write [[{key}]] with two brackets")
+    tasks = _tasks(tree["task"]) if tree.get("task") else ()
+    variables = _fill(variables, variables, f"{where} [vars]")
+    nested = [name for name, value in variables.items() if isinstance(value, str) and _VARIABLE.search(value)]
+    if nested:
+        raise UsageError(f"{where} [vars]: {nested[0]} is nested too deeply", hint="write its value out")
+    names = [f"{where} step {i}" for i in range(1, len(tree["step"]) + 1)]
+    return [_step(_fill(table, variables, name), tasks, name) for table, name in zip(tree["step"], names, strict=True)]
 
 
 def run_step(step: RecipeStep, report: Report) -> Outcome:
     """Do one step, or skip it when nothing that it depends on has changed since it last ended well."""
     verb = VERBS[step.verb]
+    if verb.resumes:
+        return verb.call(step, report)
     mark, key = step.out / f".{step.verb}.fresh", _key(step)
-    if not verb.resumes and mark.is_file() and mark.read_text(encoding="utf-8") == key:
+    if mark.is_file() and mark.read_text(encoding="utf-8") == f"{key} {_made(step, verb)}":
         return Outcome(ok=True, message="fresh, skipped")
     outcome = verb.call(step, report)
-    if outcome.ok and not verb.resumes:
-        write_text(mark, key)
+    if outcome.ok:
+        write_text(mark, f"{key} {_made(step, verb)}")
     return outcome
 
 
-def _fill(table: Mapping[str, Any], variables: Mapping[str, Any]) -> dict[str, Any]:
+def _tasks(tables: list[dict[str, object]]) -> tuple[Task, ...]:
+    from histotl.learn.task import check_names, task_from_dict
+
+    return check_names([task_from_dict(table) for table in tables])
+
+
+def _fill(table: Mapping[str, Any], variables: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Put variables in: a value that is just ``{name}`` keeps the variable's type, elsewhere it becomes text."""
 
     def fill(value: Any) -> Any:
@@ -97,16 +123,18 @@ def _fill(table: Mapping[str, Any], variables: Mapping[str, Any]) -> dict[str, A
             return [fill(item) for item in value]
         if not isinstance(value, str):
             return value
-        if value.startswith("{") and value[1:-1] in variables:
+        if value.startswith("{") and value.endswith("}") and value[1:-1] in variables:
             return variables[value[1:-1]]
-        for name, given in variables.items():
-            value = value.replace("{" + name + "}", str(given))
-        return value
+        unknown = [name for name in _VARIABLE.findall(value) if name not in variables]
+        if unknown:
+            cure = f"add {unknown[0]} = … to [vars]; it has: {', '.join(variables) or 'none'}"
+            raise UsageError(f"{where}: {value!r} uses a variable that is not there", hint=cure)
+        return _VARIABLE.sub(lambda match: str(variables[match[1]]), value)
 
     return {key: fill(value) for key, value in table.items()}
 
 
-def _step(table: dict[str, Any], tasks: tuple[Mapping[str, object], ...], where: str) -> RecipeStep:
+def _step(table: dict[str, Any], tasks: tuple[Task, ...], where: str) -> RecipeStep:
     name = str(table.get("verb", ""))
     if name not in VERBS:
         raise UsageError(f"{where}: verb is {name!r}", hint=f"one of: {', '.join(VERBS)}")
@@ -120,6 +148,9 @@ def _step(table: dict[str, Any], tasks: tuple[Mapping[str, object], ...], where:
     if name == "train" and not tasks:
         raise UsageError(f"{where} has no tasks", hint="add [[task]] tables to the recipe")
     configs = _configs(verb.configs, rest, where)
+    for config in configs:
+        if isinstance(config, TrainConfig):
+            check_plugins(config)
     return RecipeStep(
         verb=name, places=places, configs=configs, tasks=tasks if name == "train" else (), options=options
     )
@@ -138,15 +169,38 @@ def _configs(classes: tuple[type, ...], options: dict[str, Any], where: str) -> 
 
 
 def _key(step: RecipeStep) -> str:
-    """Digest of a step's options and of every byte that it reads."""
-    inputs = {}
-    for name, place in step.places.items():
-        if name == "out":
-            continue
-        files = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
-        inputs[name] = [(str(p), file_digest(p)) for p in files if p.is_file() and not p.name.startswith(".")]
-    text = json.dumps([step.verb, step.options, step.tasks, inputs], sort_keys=True, default=str)
+    """Digest of the version, of a step's options, and of every file that it reads."""
+    inputs = {
+        name: [(str(p), file_digest(p)) for p in _files(place) if step.out not in p.parents]
+        for name, place in _inputs(step)
+    }
+    options = [dataclasses.asdict(config) for config in step.configs]
+    text = json.dumps(
+        [histotl.__version__, step.verb, options, step.tasks, inputs, str(step.out)], sort_keys=True, default=str
+    )
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _inputs(step: RecipeStep) -> Iterator[tuple[str, Path]]:
+    """Paths that a step reads: its arguments, and the options that name a file or folder."""
+    yield from ((name, place) for name, place in step.places.items() if name != "out")
+    for config in step.configs:
+        for name in ("table", "features"):
+            if place := getattr(config, name, None):
+                yield f"option {name}", Path(place)
+
+
+def _files(place: Path) -> list[Path]:
+    found = sorted(place.rglob("*")) if place.is_dir() else [place]
+    return [path for path in found if path.is_file() and not path.name.startswith(".")]
+
+
+def _made(step: RecipeStep, verb: _Verb) -> str:
+    """Digest of the files that a step leaves behind; empty when one is missing."""
+    files = [step.out / name for name in verb.makes]
+    if not all(path.is_file() for path in files):
+        return ""
+    return hashlib.sha256(" ".join(file_digest(path) for path in files).encode()).hexdigest()
 
 
 def _paint(step: RecipeStep, report: Report) -> Outcome:
@@ -181,12 +235,10 @@ def _embed_patches(step: RecipeStep, report: Report) -> Outcome:
 
 
 def _train(step: RecipeStep, report: Report) -> Outcome:
-    from histotl.learn.task import check_names, task_from_dict
     from histotl.learn.train import train
 
-    tasks = check_names([task_from_dict(table) for table in step.tasks])
     table, features = step.places["table"], step.places["features"]
-    result = train(table, features, step.out, tasks=tasks, config=step.configs[0], report=report)
+    result = train(table, features, step.out, tasks=step.tasks, config=step.configs[0], report=report)
     cases = ", ".join(f"{count} {split}" for split, count in result.cases.items())
     return Outcome(ok=True, message=f"{cases} cases in {result.seconds:.1f} s")
 
@@ -208,11 +260,26 @@ def _evaluate(step: RecipeStep, report: Report) -> Outcome:
 
 
 VERBS: Mapping[str, _Verb] = {
-    "paint": _Verb(places=("out",), configs=(PaintConfig,), call=_paint),
+    "paint": _Verb(places=("out",), configs=(PaintConfig,), call=_paint, makes=("cohort.csv",)),
     "tile": _Verb(places=("slides", "out"), configs=(TileConfig,), call=_tile, resumes=True),
     "embed": _Verb(places=("slides", "out"), configs=(TileConfig, EmbedConfig), call=_embed, resumes=True),
     "embed_patches": _Verb(places=("manifest", "out"), configs=(EmbedConfig,), call=_embed_patches, resumes=True),
-    "train": _Verb(places=("table", "features", "out"), configs=(TrainConfig,), call=_train),
-    "predict": _Verb(places=("model", "features", "out"), configs=(PredictConfig,), call=_predict),
-    "evaluate": _Verb(places=("predictions", "table", "out"), configs=(EvaluateConfig,), call=_evaluate),
+    "train": _Verb(
+        places=("table", "features", "out"),
+        configs=(TrainConfig,),
+        call=_train,
+        makes=("model.json", "model.safetensors", "splits.csv"),
+    ),
+    "predict": _Verb(
+        places=("model", "features", "out"),
+        configs=(PredictConfig,),
+        call=_predict,
+        makes=("predictions.csv", "predictions.json"),
+    ),
+    "evaluate": _Verb(
+        places=("predictions", "table", "out"),
+        configs=(EvaluateConfig,),
+        call=_evaluate,
+        makes=("metrics.json", "metrics.md", "report.html"),
+    ),
 }

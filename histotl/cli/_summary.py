@@ -14,6 +14,9 @@ from histotl.embed.config import TileConfig
 if TYPE_CHECKING:
     from histotl.embed.summary import RunSummary
 
+_SHOWN = 20
+"""Failures that are printed; a night's run may have hundreds, and failures.csv has them all."""
+
 
 def print_summary(summary: RunSummary, folder: Path, *, as_json: bool) -> int:
     """Print one line, and a table of the slides that failed. Exit status 1 when any did."""
@@ -27,11 +30,14 @@ def print_summary(summary: RunSummary, folder: Path, *, as_json: bool) -> int:
             f"{summary.n_tiles} tiles in {summary.seconds:.1f} s{rate} → {folder}",
             markup=False,
         )
-    for failure in summary.failed:
-        err().print(f"failed: {failure.slide_id}: {failure.message}", markup=False, style="red")
+    for failure in summary.failed[:_SHOWN]:
+        err().print(f"failed: {failure.sentence}", markup=False, style="red")
         if failure.hint:
             err().print(f"  hint: {failure.hint}", markup=False)
     if summary.failed:
+        more = len(summary.failed) - _SHOWN
+        if more > 0:
+            err().print(f"… and {more} more", markup=False)
         err().print(f"all failures, with their cures: {folder / 'failures.csv'}", markup=False)
     return EXIT_OK if summary.ok else EXIT_SOME_FAILED
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -31,7 +32,7 @@ def embed(
         slides: A file, a folder, a quoted glob, or a manifest CSV.
         out: Folder for the results, in TRIDENT's layout.
         patches: SLIDES is a set of patch images instead: a CSV with a column "path", or a folder.
-        tiling: Which tiles.
+        tiling: Which tiles; not for patches.
         config: Which features, and how they are computed.
         dry_run: Say what would be done, and write nothing.
         json: Print the summary as JSON.
@@ -41,6 +42,10 @@ def embed(
         if patches:
             raise UsageError("--dry-run does not go with --patches", hint="leave one of them out")
         return print_plan(slides, out, tiling, backbones=config.backbone, stain=config.stain, as_json=json)
+    if patches and tiling != TileConfig():
+        given = [f.name for f in dataclasses.fields(tiling) if getattr(tiling, f.name) != f.default]
+        flags = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise UsageError(f"patches are taken whole: {flags} has no effect on them", hint=f"leave out {flags}")
     from histotl.embed.engine import embed_slides
     from histotl.embed.patches import embed_patches
 

@@ -14,15 +14,16 @@ def list_plugins(kind: str | None = None, pattern: str = "*", /, *, json: bool =
 
     Args:
         kind: reader, tissue, stain, augment, backbone, head, aggregator, balancing or ood; all when left out.
-        pattern: Glob on the name; "timm/*resnet*" looks into a family of backbones.
+        pattern: Glob on the name; `timm/*resnet*` looks into a family of backbones.
         json: Print JSON.
     """
     rows = [row for each in ([kind] if kind else PLUGIN_FOLDERS) for row in _rows(each, pattern)]
     if json:
         print_json(rows)
         return 0
-    print_table(["kind", "name", "what it is", "arguments"], [tuple(row.values()) for row in rows])
-    if not rows:
+    if rows:
+        print_table(["kind", "name", "what it is", "arguments"], [tuple(row.values()) for row in rows])
+    else:
         out().print(f"nothing matches {pattern!r}", markup=False)
     for each in [kind] if kind else PLUGIN_FOLDERS:
         for name, reason in unavailable(each).items():

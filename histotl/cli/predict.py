@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from histotl.cli._console import EXIT_OK, ProgressBar, out
+from histotl.cli._console import EXIT_OK, ProgressBar, out, print_json
 from histotl.learn.config import PredictConfig
 
 
@@ -17,7 +17,10 @@ def predict(
     out_folder: Annotated[Path, Parameter(name="OUT")],
     /,
     *,
-    config: Annotated[PredictConfig, Parameter(name="*")] = PredictConfig(),  # noqa: B008  frozen
+    config: Annotated[
+        PredictConfig, Parameter(name="*", negative=None, negative_bool="no-", negative_iterable=())
+    ] = PredictConfig(),  # noqa: B008  frozen
+    json: bool = False,
     quiet: bool = False,
 ) -> int:
     """Probabilities, OOD and failure scores for every slide or patch, and scores for every tile.
@@ -27,11 +30,15 @@ def predict(
         features: Output folder of embed, made with the same backbone, tiles and stain as the model's.
         out_folder: Folder for predictions.csv and the tile scores.
         config: Options.
+        json: Print where the predictions are as JSON.
         quiet: No progress.
     """
     from histotl.learn.predict import predict as run
 
     with ProgressBar(quiet=quiet) as report:
         folder = run(model, features, out_folder, config=config, report=report)
-    out().print(f"predictions → {folder / 'predictions.csv'}", markup=False)
+    if json:
+        print_json({"folder": folder, "predictions": folder / "predictions.csv"})
+    else:
+        out().print(f"predictions → {folder / 'predictions.csv'}", markup=False)
     return EXIT_OK

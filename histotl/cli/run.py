@@ -58,9 +58,14 @@ def read_recipe(path: Path, settings: dict[str, str]) -> list[RecipeStep]:
         raise UsageError(
             f"there is no recipe {path}", hint="give the path of a .toml file, such as pipelines/…"
         ) from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not TOML: {error}", hint="mend the line that it names") from error
-    variables = dict(tree.get("vars", {}))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}", hint="give a .toml file") from error
+    variables = tree.get("vars", {})
+    if not isinstance(variables, dict):
+        raise UsageError(f"{path}: vars is no table", hint="write [vars], and below it name = value")
+    variables = dict(variables)
     for key, text in settings.items():
         if key not in variables:
             raise UsageError(f"{path} has no variable {key!r}", hint=f"it has: {', '.join(variables) or 'none'}")
@@ -69,10 +74,12 @@ def read_recipe(path: Path, settings: dict[str, str]) -> list[RecipeStep]:
 
 
 def _literal(key: str, text: str) -> object:
+    if text in ("true", "false"):
+        return text == "true"
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError) as error:
-        raise UsageError(f"--set {key}={text!r} is not a value", hint="give a number or a list") from error
+        raise UsageError(f"--set {key}={text!r} is not a value", hint="give a number, true, false or a list") from error
 
 
 def _assignment(text: str) -> tuple[str, str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from histotl.cli._console import EXIT_OK, ProgressBar, out, print_json
+from histotl.cli._console import EXIT_OK, ProgressBar, out, print_json, print_table
 from histotl.core.errors import UsageError
 from histotl.learn.config import TrainConfig
 
@@ -21,6 +22,7 @@ def train(
     task: tuple[str, ...] = (),
     tasks: Path | None = None,
     config: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008  frozen
+    dry_run: bool = False,
     json: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -30,18 +32,26 @@ def train(
         table: CSV with one row a slide (column slide_id) or patch (column path): labels, patient, and split if any.
         features: Output folder of embed.
         out_folder: Folder for the model.
-        task: A task as text, such as "dysplasia: binary(column='grade', classes=('no','yes'))"; repeat for more.
+        task: A task as text, such as "dysplasia: binary(column='grade', classes=('no','yes'))"; repeat for more. Kinds:
+            binary, multiclass, ordinal, regression.
         tasks: TOML file with [[task]] or [tasks.NAME] tables, instead of --task.
         config: The recipe.
-        json: Print the result as JSON.
+        dry_run: Make every check and print how many labels there are, and train nothing.
+        json: Print the validation figures as JSON.
         quiet: No progress.
     """
     from histotl.learn.task import parse_task, tasks_from_toml
+    from histotl.learn.train import preview
     from histotl.learn.train import train as run
 
-    if bool(task) == (tasks is not None):
-        raise UsageError("tasks are given twice or not at all", hint="use --task (repeatable) or --tasks FILE.toml")
+    if task and tasks is not None:
+        raise UsageError("tasks are given by --task and by --tasks", hint="use one of the two")
+    if not task and tasks is None:
+        cure = "--task \"label: multiclass(column='label')\" (repeat for more), or --tasks FILE.toml"
+        raise UsageError("no task is given", hint=cure)
     wanted = tasks_from_toml(tasks) if tasks is not None else tuple(parse_task(text) for text in task)
+    if dry_run:
+        return _print_labels(preview(table, features, tasks=wanted, config=config), as_json=json)
     with ProgressBar(quiet=quiet) as report:
         result = run(table, features, out_folder, tasks=wanted, config=config, report=report)
     if json:
@@ -51,4 +61,18 @@ def train(
             shown = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
             out().print(f"validation, {task_name}: {shown}", markup=False)
         out().print(f"model → {out_folder}", markup=False)
+    return EXIT_OK
+
+
+def _print_labels(counts: Mapping[str, Mapping[str, Mapping[str, int]]], *, as_json: bool) -> int:
+    if as_json:
+        print_json(counts)
+        return EXIT_OK
+    rows = [
+        (task, split, ", ".join(f"{name} {count}" for name, count in found.items()))
+        for task, splits in counts.items()
+        for split, found in splits.items()
+    ]
+    print_table(["task", "split", "labels"], rows)
+    out().print("nothing was trained", markup=False)
     return EXIT_OK

@@ -1,12 +1,12 @@
 """Every error that histotl raises on purpose.
 
     HistotlError
-    ├── UsageError(ValueError)              the command or a value in it is wrong        exit 2
+    ├── UsageError(ValueError)              the command or a value in it is wrong               exit 2
     │   ├── SpecError                       a spec string cannot be read
     │   ├── UnknownNameError(LookupError)   no plug-in of that name
     │   └── TableError                      a manifest or label table is wrong
     │       └── LeakageError                one patient in two splits
-    ├── SlideError                          one slide cannot be used; the run goes on    exit 1
+    ├── SlideError                          one slide cannot be used; the run goes on           exit 1
     │   ├── SlideOpenError(OSError)         no reader can open the file
     │   ├── SlideReadError(OSError)         it opened, but a region cannot be decoded
     │   ├── MppError(ValueError)            pixel size missing, implausible or anisotropic
@@ -14,11 +14,11 @@
     │   ├── NotBrightfieldError(ValueError) fluorescence or single channel
     │   ├── NoTissueError(ValueError)       nothing to embed was found
     │   └── StainError(ValueError)          the slide's stain cannot be estimated
-    ├── StoreError(OSError)                 an embeddings file is missing, damaged or locked
+    ├── StoreError(OSError)                 an embeddings file is missing, damaged or locked    exit 3
     │   ├── CorruptFileError
     │   └── LockedError
-    ├── IdentityError(ValueError)           features of another backbone, tiling, stain or dtype
-    └── SetupError(RuntimeError)            this machine lacks something                 exit 3
+    ├── IdentityError(ValueError)           features of another backbone, tiling, stain or dtypeexit 2
+    └── SetupError(RuntimeError)            this machine lacks something                        exit 3
         ├── MissingDependencyError(ImportError)
         └── WeightsError(OSError)           weights asked for and not to be had
 
@@ -112,6 +112,8 @@ class StainError(SlideError, ValueError):
 class StoreError(HistotlError, OSError):
     """An embeddings file is missing, damaged or locked."""
 
+    exit_code = 3
+
 
 class CorruptFileError(StoreError):
     """A file with a final name does not hold what it says."""
@@ -123,6 +125,8 @@ class LockedError(StoreError):
 
 class IdentityError(HistotlError, ValueError):
     """Features of another backbone, tiling, stain or number format than the ones expected."""
+
+    exit_code = 2
 
 
 class SetupError(HistotlError, RuntimeError):

@@ -3,6 +3,7 @@
 Bins are of equal mass (Nguyen & O'Connor, 2015): the rows are sorted by the largest probability and cut
 into 15 parts of the same number of rows. Equal-width bins would put nearly all rows of a confident model into one.
 Equal probabilities stay in one bin. The cuts are made once on the real test set; resamples reuse them.
+The error keeps its 15 bins on every set, so that it can be compared; the drawn curve takes fewer in small sets.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import numpy.typing as npt
 from histotl.evaluate.metrics import Floats, Ints, divide
 
 N_BINS = 15
+CURVE_ROWS = 10
+"""Least rows of a bin of the drawn curve; a share right of fewer says nothing."""
 
 
 def equal_mass_bins(confidence: Floats, n_bins: int = N_BINS) -> Ints:
@@ -21,6 +24,11 @@ def equal_mass_bins(confidence: Floats, n_bins: int = N_BINS) -> Ints:
     at = np.arange(1, n_bins) * len(ranked) // n_bins
     raw = np.searchsorted(ranked[at], confidence, side="right")
     return np.unique(raw, return_inverse=True)[1].astype(np.int64)
+
+
+def curve_bins(confidence: Floats) -> Ints:
+    """Bins of a reliability curve (n,): as for the ECE, but fewer where they would hold under ``CURVE_ROWS`` rows."""
+    return equal_mass_bins(confidence, min(N_BINS, max(1, len(confidence) // CURVE_ROWS)))
 
 
 def bin_gaps(confidence: Floats, correct: npt.NDArray[np.bool_], bins: Ints) -> Floats:

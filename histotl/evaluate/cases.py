@@ -12,7 +12,8 @@ from histotl.core.errors import LeakageError, TableError
 from histotl.evaluate.config import EvaluateConfig
 from histotl.evaluate.metrics import Floats
 from histotl.learn.predictions import Predictions
-from histotl.learn.table import SPLITS, build_cases, column, refuse_leakage
+from histotl.learn.reading import column, with_ids
+from histotl.learn.table import SPLITS, build_cases, refuse_leakage
 from histotl.learn.task import as_text
 
 MODEL_SPLIT = "model_split"
@@ -43,7 +44,7 @@ def build(predictions: Predictions, table: pd.DataFrame, config: EvaluateConfig)
     """
     table = _with_split(table, predictions, config)
     key, bag = predictions.id_column, predictions.meta.get("bag")
-    texts = {task.name: column(table, task.column, flag=f"column of task {task.name}") for task in predictions.tasks}
+    texts = {task.name: column(table, task.column, flag=f"column= of task {task.name}") for task in predictions.tasks}
     if not bag:
         frame = table.set_index(key, drop=False)
         refuse_twice(frame.index, "the table")
@@ -94,11 +95,13 @@ def refuse_trained_on(predicted: pd.DataFrame, config: EvaluateConfig) -> None:
 
 def _with_split(table: pd.DataFrame, predictions: Predictions, config: EvaluateConfig) -> pd.DataFrame:
     """The table with clean names and a lower-case split: its own, else the one that training made."""
-    key, table = predictions.id_column, table.copy()
-    table[key] = column(table, key, flag="the id column of the predictions")
+    key, table = predictions.id_column, with_ids(table, predictions.id_column).copy()
+    trained = str(predictions.meta.get("table_id_column") or "")
+    names = config.id_column or (trained if trained in table.columns else key)
+    table[key] = column(table, names, flag="--id-column")
     if table[key].isna().any():
         line = int(np.flatnonzero(table[key].isna())[0]) + 2
-        raise TableError(f"column {key!r} is empty in line {line}", hint="fill it, or remove the row")
+        raise TableError(f"column {names!r} is empty in line {line}", hint="fill it, or remove the row")
     if config.split_column in table.columns:
         table[config.split_column] = [(as_text(value) or "").lower() for value in table[config.split_column]]
         return table

@@ -17,6 +17,9 @@ class EvaluateConfig:
     split_column: str = "split"
     """Column of the table that names the split of each row."""
 
+    id_column: str = ""
+    """Column of the table that names the rows as the predictions do; empty: the one of training."""
+
     patient: str = "patient"
     """Column of the table that names the patient; the bootstrap draws patients, not rows."""
 

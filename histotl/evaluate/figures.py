@@ -56,7 +56,7 @@ def confusion_figure(result: TaskResult) -> str:
         axes.pcolormesh(edges, edges, share, cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=2)
         axes.set_aspect("equal")
         axes.invert_yaxis()
-        turned = k > 2
+        turned = k > 2 or max(map(len, names)) > 8
         axes.set_xticks(
             range(k), names, rotation=35 if turned else 0, ha="right" if turned else "center", parse_math=False
         )

@@ -107,7 +107,7 @@ def _calibration(
 ) -> tuple[Estimate, tuple[ReliabilityBin, ...]]:
     """ECE and the reliability curve of some probabilities."""
     confidence, correct = _confidence(answers, probability)
-    bins = calibration.equal_mass_bins(confidence)
+    bins = calibration.curve_bins(confidence)
     one_hot = np.eye(int(bins.max()) + 1)[bins]
     hits = draws.sums(one_hot * correct[:, None])
     held = draws.sums(one_hot)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from histotl.evaluate.calibration import N_BINS
+from histotl.evaluate.calibration import CURVE_ROWS, N_BINS
 from histotl.evaluate.evidence import Evidence, Source, plural
 from histotl.evaluate.results import FEW, FEW_UNITS
 
@@ -94,7 +94,8 @@ def _metrics(evidence: Evidence) -> str:
     return (
         "Means over classes leave out classes without rows. ECE compares the largest probability of each row with the "
         f"share of rows whose most probable class is right, in {N_BINS} bins of equal mass, cut once on the real set; "
-        "it is never negative, so noise pushes it and its interval upwards in small sets. Brier scores run from 0 to 1 "
+        "it is never negative, so noise pushes it and its interval upwards in small sets. The reliability curve is "
+        f"drawn with fewer bins where they would hold under {CURVE_ROWS} rows. Brier scores run from 0 to 1 "
         "for two classes and from 0 to 2 (summed over classes) for more. In a two-class task the second class counts "
         "as positive."
     )

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from histotl.evaluate import figures
+from histotl.evaluate.calibration import CURVE_ROWS, N_BINS
 from histotl.evaluate.evidence import Evidence, plural
 from histotl.evaluate.gate import GATE_LABELS
 from histotl.evaluate.intervals import Estimate
@@ -69,6 +70,8 @@ def render_html(evidence: Evidence, cards: tuple[SlideCard, ...], no_pictures: s
         risk_figure=Markup(figures.risk_coverage_figure(evidence.selective)),  # noqa: S704 - made by matplotlib
         methods=methods_text(evidence),
         gradient=_GRADIENT,
+        n_bins=N_BINS,
+        curve_rows=CURVE_ROWS,
         no_value=math.nan,
     )
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from histotl.core.atomic import write_text
 from histotl.core.errors import TableError
@@ -22,8 +23,9 @@ from histotl.evaluate.results import TaskResult
 from histotl.evaluate.rows import Joined, answers_of, join, majority_of
 from histotl.evaluate.slides import slide_cards
 from histotl.evaluate.source import Features, find_source_features, source_of
+from histotl.learn.folder import check_folder
 from histotl.learn.predictions import TABLE_NAME, Predictions, read_predictions
-from histotl.learn.table import read_table
+from histotl.learn.reading import read_table
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,7 +52,7 @@ class EvaluationResult:
 
 def evaluate_predictions(
     predictions: Path | str,
-    table: Path | str,
+    table: Path | str | pd.DataFrame,
     out: Path | str,
     *,
     config: EvaluateConfig | None = None,
@@ -60,7 +62,7 @@ def evaluate_predictions(
 
     Args:
         predictions: Folder that ``predict`` wrote.
-        table: CSV with the identifier, the split, the patient and the columns of the tasks.
+        table: CSV (or DataFrame) with the identifier, the split, the patient and the columns of the tasks.
         out: Folder for ``metrics.json``, ``metrics.md`` and ``report.html``.
         config: Options.
         report: Told about progress.
@@ -69,14 +71,15 @@ def evaluate_predictions(
         TableError: The table or the predictions do not fit; the message says where.
     """
     config = config or EvaluateConfig()
-    table_path, out = Path(table), Path(out)
+    out = Path(out)
+    check_folder(out)
     answers = read_predictions(predictions)
-    joined = join(answers, read_table(table_path), config)
+    joined = join(answers, read_table(table), config)
     features = find_source_features(answers, config)
     results, unlabelled, baseline = _measure_all(answers, joined, config, report)
     evidence = Evidence(
         config=config,
-        table=table_path.name,
+        table=_name(table),
         n=len(joined.names),
         units=len(set(joined.unit_names)),
         by_patient=joined.by_patient,
@@ -88,7 +91,7 @@ def evaluate_predictions(
         missing=joined.missing,
         outside=joined.outside,
         source=source_of(answers, features),
-        provenance=_provenance(answers, table_path, config),
+        provenance=_provenance(answers, table, config),
     )
     return _write(evidence, answers, features, out, report)
 
@@ -131,14 +134,16 @@ def _failures(results: tuple[TaskResult, ...], joined: Joined, config: EvaluateC
     return tuple(entry for entry in entries if entry is not None)
 
 
-def _provenance(predictions: Predictions, table: Path, config: EvaluateConfig) -> Provenance:
-    return Provenance.now(
-        specs={"evaluate": asdict(config), "tasks": [str(task) for task in predictions.tasks]},
-        inputs={
-            TABLE_NAME: file_digest(predictions.folder / TABLE_NAME, whole=True),
-            table.name: file_digest(table, whole=True),
-        },
-    )
+def _provenance(predictions: Predictions, table: Path | str | pd.DataFrame, config: EvaluateConfig) -> Provenance:
+    inputs = {TABLE_NAME: file_digest(predictions.folder / TABLE_NAME, whole=True)}
+    if not isinstance(table, pd.DataFrame):
+        inputs[_name(table)] = file_digest(Path(table), whole=True)
+    specs = {"evaluate": asdict(config), "tasks": [str(task) for task in predictions.tasks]}
+    return Provenance.now(specs=specs, inputs=inputs)
+
+
+def _name(table: Path | str | pd.DataFrame) -> str:
+    return "a table in memory" if isinstance(table, pd.DataFrame) else Path(table).name
 
 
 def _write(

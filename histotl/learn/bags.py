@@ -319,16 +319,17 @@ def _check_same(files: Sequence[Embeddings]) -> None:
     for file in files:
         if file.n < 1:
             raise StoreError(f"{file.path} holds no tile", hint="remove the file, or tile the slide again")
-        if file.dim != first.dim:
-            raise IdentityError(
-                f"{file.path.name} is {file.dim} wide, {first.path.name} {first.dim}", hint="embed again"
-            )
         if (file.identity is None) != (first.identity is None):
             bare = file if file.identity is None else first
             raise IdentityError(f"{bare.path} does not say what it was made by, others do", hint="embed it again")
         if file.identity is not None and first.identity is not None and file.identity != first.identity:
             lines = "; ".join(first.identity.differences(file.identity))
             raise IdentityError(f"{first.path.name} and {file.path.name} differ: {lines}", hint="embed them alike")
+        # Files of other tools carry no identity; their width is all that can be compared.
+        if file.dim != first.dim:
+            raise IdentityError(
+                f"{file.path.name} is {file.dim} wide, {first.path.name} {first.dim}", hint="embed again"
+            )
 
 
 def _thin(rows: Indices, most: int, rng: np.random.Generator) -> Indices:

@@ -13,8 +13,9 @@ import pandas as pd
 from histotl.core.errors import TableError
 from histotl.learn.bags import Bags, BagStore
 from histotl.learn.config import TrainConfig
+from histotl.learn.reading import read_table, with_ids
 from histotl.learn.split import split_patients
-from histotl.learn.table import SPLITS, Cases, build_cases, read_table
+from histotl.learn.table import SPLITS, Cases, build_cases
 from histotl.learn.task import Task
 
 
@@ -54,8 +55,8 @@ def build_cohort(
             class that no training case has.
         LeakageError: A patient stands in two splits.
     """
-    frame = read_table(table)
     id_column = config.id_column or store.id_column
+    frame = with_ids(read_table(table), id_column)
     cases = build_cases(
         frame, tasks, id_column=id_column, patient=config.patient, split=config.split_column, bag=config.bag
     )

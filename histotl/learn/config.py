@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from os import PathLike
+from typing import Literal, TypeVar
 
 from histotl.core.errors import UsageError
+from histotl.core.registry import create
+
+T = TypeVar("T")
+NO_GATE = "none"
 
 Level = Literal["auto", "tile", "slide"]
 ClassBalance = Literal["balanced", "none"]
@@ -39,7 +45,7 @@ class TrainConfig:
     class_balance: ClassBalance = "balanced"
     """Class weights in the loss: 'balanced' gives every class the same say; 'none' follows the training counts."""
     ood: tuple[str, ...] = ("mahalanobis", "knn")
-    """Out-of-distribution detectors whose mean calibrated score is the gate, as specs; none switches the gate off."""
+    """Out-of-distribution detectors whose mean calibrated score is the gate, as specs; 'none' for no gate."""
     alpha: float = 0.05
     """Share of in-distribution cases that the gate may flag."""
     hidden: int = 256
@@ -70,11 +76,15 @@ class TrainConfig:
     """'auto', 'cpu', 'cuda' or 'cuda:1'."""
 
     def __post_init__(self) -> None:
+        for name in ("fractions", "learning_rates", "ood"):
+            object.__setattr__(self, name, _as_tuple(getattr(self, name)))
+        if self.ood == (NO_GATE,):
+            object.__setattr__(self, "ood", ())
         self._check_ranges()
         fractions = self.fractions
         if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6 or min(fractions[:2]) <= 0:
             raise UsageError(f"fractions are {fractions}", hint="give three shares that sum to 1, such as 0.6 0.2 0.2")
-        if not self.learning_rates or min(self.learning_rates) <= 0:
+        if not self.learning_rates or not all(0 < rate < float("inf") for rate in self.learning_rates):
             raise UsageError(f"learning_rates are {self.learning_rates}", hint="give one or more, such as 0.0003")
         if not self.patient:
             raise UsageError("no patient column is named", hint="--patient slide_id if every slide is another patient")
@@ -94,6 +104,7 @@ class TrainConfig:
             "max_tiles": (0, float("inf"), "1 or more, such as 512"),
             "ema": (-1e-9, 1.0, "a decay from 0 to below 1, such as 0.99"),
             "members": (0, float("inf"), "1 or more"),
+            "seed": (-1, 2**40, "0 or more"),
         }
         for name, (above, below, cure) in limits.items():
             value = getattr(self, name)
@@ -120,9 +131,34 @@ class PredictConfig:
     """'auto', 'cpu', 'cuda' or 'cuda:1'."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "table", _as_path(self.table))
+        object.__setattr__(self, "splits", tuple(split.strip().lower() for split in _as_tuple(self.splits)))
         if self.batch_tiles < 1:
             raise UsageError(f"batch_tiles is {self.batch_tiles}", hint="give 1 or more, such as 16384")
         if self.splits and not self.table:
             raise UsageError(
-                f"--splits {self.splits} without a table", hint="add --table TABLE.csv with a column split"
+                f"--splits {' '.join(self.splits)} without a table", hint="add --table TABLE.csv with a column split"
             )
+
+
+def check_plugins(config: TrainConfig) -> None:
+    """Make every component that a configuration names, so that a wrong name is told before anything is read.
+
+    Raises:
+        UnknownNameError: No plug-in of that name.
+        SpecError: The text of a component cannot be read, or has a wrong argument.
+    """
+    for kind, specs in (("aggregator", (config.aggregator,)), ("balancing", (config.balancing,)), ("ood", config.ood)):
+        for spec in specs:
+            create(kind, spec)
+
+
+def _as_tuple(value: Sequence[T] | str) -> tuple[T | str, ...]:
+    """A list from a notebook as a tuple; one text is one item, not its letters."""
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _as_path(value: object) -> str:
+    if not isinstance(value, str | PathLike):
+        raise UsageError(f"table is a {type(value).__name__}", hint="give the path of a CSV")
+    return str(value)

@@ -47,7 +47,7 @@ def fit_gate(
         TableError: There is one training case only.
     """
     if len(train) < 2:
-        cure = "add cases, or switch the gate off with ood=()"
+        cure = "add cases, or switch the gate off with --ood none"
         raise TableError(f"the out-of-distribution gate needs 2 training cases, not {len(train)}", hint=cure)
     groups = np.unique(np.asarray(patients), return_inverse=True)[1].astype(np.int64)
     vectors = torch.cat([_means(train, chunk) for chunk in train.chunks(SCORE_ROWS)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -149,7 +150,8 @@ def save_model(model: Model, folder: Path) -> None:
         "gate": gate_meta,
         "weights_digest": file_digest(folder / WEIGHTS_NAME, whole=True),
     }
-    write_text(folder / META_NAME, json.dumps(meta, indent=1, sort_keys=True, default=str) + "\n")
+    plain = json.loads(json.dumps(meta, default=str))
+    write_text(folder / META_NAME, json.dumps(plain | {"digest": _digest(plain)}, indent=1, sort_keys=True) + "\n")
 
 
 def load_model(folder: Path | str) -> Model:
@@ -165,16 +167,25 @@ def load_model(folder: Path | str) -> Model:
         data = (folder / WEIGHTS_NAME).read_bytes()
     except (OSError, ValueError) as error:
         raise StoreError(f"{folder} is no model folder: {error}", hint="give what `histotl train` wrote") from error
+    if not isinstance(meta, dict):
+        raise StoreError(f"{folder / META_NAME} describes no model", hint="give what `histotl train` wrote")
     if meta.get("schema") != SCHEMA:
         fact = f"{folder} has model schema {meta.get('schema')}, this version reads {SCHEMA}"
         raise StoreError(fact, hint="train again with this version")
     cure = "copy the folder again, or train again"
     if meta.get("weights_digest") != file_digest(folder / WEIGHTS_NAME, whole=True):
         raise CorruptFileError(f"{folder / WEIGHTS_NAME} is not the file that {META_NAME} describes", hint=cure)
+    if meta.pop("digest", None) != _digest(meta):
+        raise CorruptFileError(f"{folder / META_NAME} was changed after training", hint=cure)
     try:
         return _build(meta, load(data))
     except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
         raise CorruptFileError(f"{folder} cannot be read: {error}", hint=cure) from error
+
+
+def _digest(meta: Mapping[str, object]) -> str:
+    """Seal of the description: an edited class list would give answers under wrong names."""
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _build(meta: dict[str, object], tensors: dict[str, torch.Tensor]) -> Model:

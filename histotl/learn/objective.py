@@ -127,7 +127,11 @@ def _facts(task: Task, target: npt.NDArray[np.float64], head: Head, class_balanc
         cure = "check the task's column and map, or drop the task"
         raise TableError(f"task {task.name!r} has no labelled row in train", hint=cure)
     if not task.is_classification:
-        mean, std = float(known.mean()), float(known.std())
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, std = float(known.mean()), float(known.std())
+        if not np.isfinite(std):
+            fact = f"task {task.name!r}: numbers up to {np.abs(known).max():g} are too large to learn from"
+            raise TableError(fact, hint="give them in a larger unit, or map wrong ones to None")
         if not std > 0:
             raise TableError(f"task {task.name!r}: all {len(known)} numbers are {mean:g}", hint="drop the task")
         standard = torch.tensor((known - mean) / std, dtype=torch.float64)

@@ -10,18 +10,25 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from histotl.core.errors import TableError
+from histotl.core.errors import CorruptFileError, IdentityError, TableError
 from histotl.core.progress import Report, Step, silent
 from histotl.core.provenance import Provenance, file_digest
 from histotl.learn.bags import Bags, BagStore, Packed
 from histotl.learn.config import PredictConfig
 from histotl.learn.fit import pick_device
+from histotl.learn.folder import check_folder
 from histotl.learn.gate import GateScores
 from histotl.learn.gate_fit import mean_vectors
 from histotl.learn.model import WEIGHTS_NAME, Answers, Model, load_model
-from histotl.learn.predictions import TILE_FOLDER, UNCALIBRATED, probability_column, write_predictions
+from histotl.learn.predictions import (
+    TILE_FOLDER,
+    UNCALIBRATED,
+    clear_predictions,
+    probability_column,
+    write_predictions,
+)
+from histotl.learn.reading import column, read_table, with_ids
 from histotl.learn.scores import decide, entropy
-from histotl.learn.table import column, read_table
 from histotl.learn.train import SPLITS_NAME
 from histotl.store.tile_scores import write_tile_scores
 
@@ -35,10 +42,12 @@ class Chosen:
     Args:
         ids: Name of each case.
         bags: Feature rows of each case.
+        lacking: Names that the table wants predicted and that have no features.
     """
 
     ids: tuple[str, ...]
     bags: Bags
+    lacking: tuple[str, ...] = ()
 
 
 def predict(
@@ -67,12 +76,17 @@ def predict(
         TableError: The table does not fit.
     """
     config, model_folder, out = config or PredictConfig(), Path(model), Path(out)
+    check_folder(out)
     loaded = load_model(model_folder).to(pick_device(config.device))
     store = BagStore.open(features, backbone=config.backbone)
+    if store.kind != loaded.kind:
+        raise IdentityError(
+            f"the model was trained on {loaded.kind}, these are {store.kind}", hint=f"give features of {loaded.kind}"
+        )
     loaded.check(store.identity, store.dim)
-    if (store.kind == "slides") != (loaded.kind == "slides"):
-        raise TableError(f"the model was trained on {loaded.kind}, these are {store.kind}", hint="give such features")
     chosen = choose(loaded, store, config)
+    _tell(report, chosen)
+    clear_predictions(out)
     tiles = out / TILE_FOLDER if config.tile_scores and store.kind == "slides" else None
     parts: list[Columns] = []
     done = 0
@@ -102,19 +116,40 @@ def choose(model: Model, store: BagStore, config: PredictConfig) -> Chosen:
             cure = f"add --table TABLE.csv with the columns {store.id_column} and {model.bag}"
             raise TableError(f"the model answers for bags by {model.bag!r}, and no table says which", hint=cure)
         return Chosen(ids=store.ids, bags=store.bags([[i] for i in range(len(store.ids))]))
-    frame = read_table(config.table)
     id_column = str(_setting(model, "id_column") or store.id_column)
-    names = column(frame, id_column, flag="--table")
-    splits = [(s or "").lower() for s in column(frame, "split", flag="--table")] if config.splits else [""] * len(names)
-    owners = column(frame, model.bag, flag="--table") if model.bag else names
-    place, cases = {name: i for i, name in enumerate(store.ids)}, dict[str, list[int]]()
-    for name, split, owner in zip(names, splits, owners, strict=True):
-        if name in place and owner and (not config.splits or split in config.splits):
-            cases.setdefault(owner, []).append(place[name])
+    frame = with_ids(read_table(config.table), id_column)
+    names = column(frame, id_column, flag="--id-column of train")
+    owners = column(frame, model.bag, flag="--bag of train") if model.bag else names
+    place, cases, lacking = {name: i for i, name in enumerate(store.ids)}, dict[str, list[int]](), []
+    for name, wanted, owner in zip(names, _wanted(model, frame, config), owners, strict=True):
+        if not wanted or not name or not owner:
+            continue
+        if name not in place:
+            lacking.append(name)
+        elif place[name] not in (rows := cases.setdefault(owner, [])):
+            rows.append(place[name])
     if not cases:
-        cure = "check the table's ids and splits against the features"
-        raise TableError(f"no row of {config.table} is to be predicted and has features", hint=cure)
-    return Chosen(ids=tuple(cases), bags=store.bags(list(cases.values())))
+        cure = "check the table's ids against the features"
+        raise TableError(f"no row of {config.table} that is to be predicted has features", hint=cure)
+    return Chosen(ids=tuple(cases), bags=store.bags(list(cases.values())), lacking=tuple(lacking))
+
+
+def _wanted(model: Model, frame: pd.DataFrame, config: PredictConfig) -> list[bool]:
+    """Whether each row of the table is of the splits that were asked for."""
+    if not config.splits:
+        return [True] * len(frame)
+    name = str(_setting(model, "split_column") or "split")
+    splits = [(split or "").lower() for split in column(frame, name, flag="--split-column of train")]
+    if not set(splits) & set(config.splits):
+        held = ", ".join(sorted(set(splits) - {""})) or "none"
+        raise TableError(f"no row of {config.table} has {name} {' or '.join(config.splits)}", hint=f"it has: {held}")
+    return [split in config.splits for split in splits]
+
+
+def _tell(report: Report, chosen: Chosen) -> None:
+    if chosen.lacking:
+        n, shown = len(chosen.lacking), ", ".join(chosen.lacking[:5]) + (" …" if len(chosen.lacking) > 5 else "")
+        report(Step(stage="predict", message=f"{n} rows of the table have no features and get no answer: {shown}"))
 
 
 def _block(model: Model, packed: Packed, ids: tuple[str, ...], tiles: Path | None) -> Columns:
@@ -190,6 +225,8 @@ def _splits_of(model_folder: Path, id_column: str, ids: tuple[str, ...]) -> list
     if not path.is_file():
         return [""] * len(ids)
     frame = read_table(path)
+    if not {id_column, "split"} <= set(frame.columns):
+        raise CorruptFileError(f"{path} lacks {id_column} or split", hint="copy the model again, or train again")
     known = dict(_pairs(frame, id_column))
     return [known.get(name, "") for name in ids]
 
@@ -215,6 +252,7 @@ def _meta(model: Model, folder: Path, features: Path | str, config: PredictConfi
         "level": model.level,
         "kind": model.kind,
         "bag": model.bag,
+        "table_id_column": "" if model.bag else str(_setting(model, "id_column") or ""),
         "features": str(features),
         "backbone": config.backbone,
         "aggregator": model.architecture.aggregator,

@@ -59,6 +59,13 @@ def probability_column(task: Task, name: str) -> str:
     return f"{task.name}:{name}"
 
 
+def clear_predictions(folder: Path) -> None:
+    """Remove the table and the tile scores of an earlier run, which must not stand beside those of another model."""
+    (folder / TABLE_NAME).unlink(missing_ok=True)
+    for old in (folder / TILE_FOLDER).glob("*.h5"):
+        old.unlink()
+
+
 def write_predictions(
     folder: Path, frame: pd.DataFrame, *, tasks: Sequence[Task], id_column: str, meta: Mapping[str, object]
 ) -> None:
@@ -74,7 +81,8 @@ def read_predictions(folder: Path | str) -> Predictions:
     """Read a predictions folder.
 
     Raises:
-        TableError: It is no predictions folder, or its table lacks a column that its tasks promise.
+        TableError: It is no predictions folder, or its table lacks a column that its tasks promise, an identifier, or
+            a number where one belongs.
     """
     folder = Path(folder)
     cure = "give the folder that `histotl predict` wrote"
@@ -88,13 +96,31 @@ def read_predictions(folder: Path | str) -> Predictions:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TableError(f"{folder} is no predictions folder: {error}", hint=cure) from error
     tasks = tuple(task_from_dict(entry) for entry in entries)
+    if not tasks:
+        raise TableError(f"{folder / META_NAME} names no task", hint=cure)
     wanted = [id_column, *(column for task in tasks for column in columns_of(task))]
     missing = [column for column in wanted if column not in frame.columns]
     if missing:
         raise TableError(f"{folder / TABLE_NAME} lacks the column {missing[0]!r}", hint="predict again")
+    if frame[id_column].isna().any():
+        raise TableError(f"{folder / TABLE_NAME}: a row has no {id_column}", hint="predict again")
+    _refuse_words(frame, tasks, folder / TABLE_NAME)
     if "ood_flag" in frame.columns:
-        frame["ood_flag"] = frame["ood_flag"] == "True"
+        frame["ood_flag"] = frame["ood_flag"].str.lower() == "true"
     return Predictions(frame=frame, tasks=tasks, meta=meta, folder=folder)
+
+
+def _refuse_words(frame: pd.DataFrame, tasks: Sequence[Task], path: Path) -> None:
+    """Raise if a column of numbers holds something else."""
+    texts = {"ood_flag", *(task.name for task in tasks if task.is_classification)}
+    ours = tuple(f"{task.name}:" for task in tasks)
+    values = {"failure_score", "n_tiles", *(task.name for task in tasks if not task.is_classification)}
+    for name in frame.columns:
+        if name in texts or not (name in values or name.startswith(("ood_", *ours))):
+            continue
+        bad = frame[name][pd.to_numeric(frame[name], errors="coerce").isna() & frame[name].notna()]
+        if len(bad):
+            raise TableError(f"{path}: column {name!r} holds {str(bad.iloc[0])!r}, no number", hint="predict again")
 
 
 def _is_text(name: str, entries: Sequence[Mapping[str, object]]) -> bool:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +11,8 @@ import pandas as pd
 
 from histotl.core.errors import LeakageError, TableError
 from histotl.learn.objective import Targets
-from histotl.learn.task import Task, as_text
+from histotl.learn.reading import PATIENT_COLUMNS, column, nearest
+from histotl.learn.task import Task
 
 SPLITS = ("train", "val", "test")
 OOD_SPLIT = "ood"
@@ -45,39 +44,6 @@ class Cases:
         return np.flatnonzero(np.array(self.splits, dtype=object) == split).astype(np.int64)
 
 
-def read_table(table: Path | str | pd.DataFrame) -> pd.DataFrame:
-    """The table with every value as text; empty cells are missing.
-
-    Raises:
-        TableError: The file cannot be read, or has no row.
-    """
-    if isinstance(table, pd.DataFrame):
-        frame = table.reset_index(drop=True)
-    else:
-        try:
-            frame = pd.read_csv(table, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
-        except (OSError, ValueError) as error:
-            raise TableError(f"{table} cannot be read: {error}", hint="give a CSV file with one row a case") from error
-    frame.columns = [str(name).strip() for name in frame.columns]
-    if frame.empty:
-        raise TableError(f"{_name(table)} has no rows", hint="give one row a slide or patch")
-    return frame
-
-
-def column(frame: pd.DataFrame, name: str, *, flag: str) -> list[str | None]:
-    """A column as text, None where missing.
-
-    Raises:
-        TableError: There is no such column; the hint gives the nearest.
-    """
-    if name not in frame.columns:
-        near = difflib.get_close_matches(name, frame.columns, n=1, cutoff=0.6)
-        columns = ", ".join(map(str, frame.columns[:20]))
-        cure = f"did you mean {near[0]}? it is set by {flag}" if near else f"set {flag} to one of: {columns}"
-        raise TableError(f"the table has no column {name!r}", hint=cure)
-    return [as_text(value) for value in frame[name].tolist()]
-
-
 def patient_column(frame: pd.DataFrame, name: str, id_column: str) -> list[str]:
     """Patient of each row.
 
@@ -85,8 +51,8 @@ def patient_column(frame: pd.DataFrame, name: str, id_column: str) -> list[str]:
         TableError: No such column, or a row without a patient.
     """
     if name not in frame.columns:
-        near = difflib.get_close_matches(name, frame.columns, n=1, cutoff=0.6)
-        guess = f"did you mean --patient {near[0]}? else " if near else ""
+        near = nearest(frame, name, PATIENT_COLUMNS)
+        guess = f"did you mean --patient {near}? else " if near else ""
         cure = f"{guess}--patient {id_column} says that every row is another patient"
         raise TableError(f"the table has no column {name!r} that names the patient", hint=cure)
     return _filled(frame, name, flag="--patient")
@@ -109,7 +75,7 @@ def build_cases(
     patients = patient_column(frame, patient, id_column)
     splits = _splits(frame, split)
     refuse_leakage(patients, splits)
-    texts = {task.name: column(frame, task.column, flag=f"column of task {task.name}") for task in tasks}
+    texts = {task.name: column(frame, task.column, flag=f"column= of task {task.name}") for task in tasks}
     tasks = tuple(task.resolved(texts[task.name]) for task in tasks)
     targets = {task.name: task.targets(texts[task.name]) for task in tasks}
     if not bag:
@@ -191,6 +157,7 @@ def _bag_label(task: Task, bag: str, values: npt.NDArray[np.float64]) -> float:
 
 def _splits(frame: pd.DataFrame, name: str) -> list[str]:
     if not name or (name not in frame.columns and name == "split"):
+        _refuse_near_split(frame, name)
         return [""] * len(frame)
     values = [(value or "").lower() for value in column(frame, name, flag="--split-column")]
     values = ["" if value == OOD_SPLIT else value for value in values]
@@ -202,6 +169,14 @@ def _splits(frame: pd.DataFrame, name: str) -> list[str]:
     if not any(values):
         raise TableError(f"column {name!r} is empty", hint="fill it, or drop the column to have a split made")
     return values
+
+
+def _refuse_near_split(frame: pd.DataFrame, name: str) -> None:
+    """Raise if a split would be made although the table has one, under a name of another case."""
+    near = [str(label) for label in frame.columns if name and str(label).lower() == name]
+    if near:
+        cure = f"--split-column {near[0]}, or rename it to have a split made"
+        raise TableError(f"the table has a column {near[0]!r}, but none called {name!r}", hint=cure)
 
 
 def _filled(frame: pd.DataFrame, name: str, *, flag: str) -> list[str]:
@@ -216,7 +191,3 @@ def _filled(frame: pd.DataFrame, name: str, *, flag: str) -> list[str]:
 def _some(values: Sequence[str], limit: int = 5) -> str:
     more = f" and {len(values) - limit} more" if len(values) > limit else ""
     return ", ".join(values[:limit]) + more
-
-
-def _name(table: Path | str | pd.DataFrame) -> str:
-    return "the table" if isinstance(table, pd.DataFrame) else str(table)

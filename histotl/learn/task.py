@@ -24,7 +24,14 @@ KINDS = ("binary", "multiclass", "ordinal", "regression")
 REST = "*"
 """Key of :attr:`Task.map` that stands for every value which the map does not name."""
 
+MISSING_WORDS = ("na", "n/a", "#n/a", "nan", "null", "missing", "?", "-")
+"""Texts that are hardly ever a class; classes found in a column must not be made of them."""
+
+RESERVED = ("slide_id", "path", "n_tiles", "failure_score", "model_split", "attention")
+"""Columns of the predictions that no task may be called; neither may those that begin with ``ood_``."""
+
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_WHOLE = re.compile(r"^([+-]?\d+)\.0+$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +63,7 @@ class Task:
             plugin("head", self.kind)
         if not self.weight > 0:
             raise UsageError(f"task {self.name!r}: weight is {self.weight}", hint="give a weight above 0, or drop it")
-        classes = tuple(as_text(name) or "" for name in self.classes)
+        classes = tuple(_label(name) or "" for name in self.classes)
         object.__setattr__(self, "column", self.column or self.name)
         object.__setattr__(self, "classes", classes)
         object.__setattr__(self, "map", _clean_map(self.map))
@@ -66,6 +73,9 @@ class Task:
         n, where = len(self.classes), f"task {self.name!r}"
         if len(set(self.classes)) < n or "" in self.classes:
             raise UsageError(f"{where}: classes {self.classes} repeat or are empty", hint="name every class once")
+        taken = [c for c in self.classes if c.endswith(":uncalibrated") or (self.kind, c) == ("ordinal", "expected")]
+        if taken:
+            raise UsageError(f"{where}: class {taken[0]!r} would take another column's name", hint="rename it in map=")
         if self.kind == "binary" and n != 2:
             cure = "write classes=('negative', 'positive') with your two names"
             raise UsageError(f"{where}: a binary task has 2 classes, not {n}", hint=cure)
@@ -96,7 +106,7 @@ class Task:
         """Column values after the map, as text; None where missing."""
         mapped: list[str | None] = []
         for value in column:
-            text = as_text(value)
+            text = _label(value)
             if text is not None and self.map:
                 text = self.map.get(text, self.map.get(REST, text))
             mapped.append(text)
@@ -106,11 +116,16 @@ class Task:
         """The same task with its classes known: for a multiclass task without any, every value found, sorted.
 
         Raises:
-            TableError: Fewer than two values were found.
+            TableError: Fewer than two values were found, or one that looks like a missing label.
         """
         if self.classes or not self.is_classification:
             return self
         found = sorted({text for text in self.values(column) if text is not None})
+        doubtful = [text for text in found if text.lower() in MISSING_WORDS]
+        if doubtful:
+            cure = f"add map={{{doubtful[0]!r}: None}} if it means missing, else name all classes with classes="
+            fact = f"column {self.column!r} holds {_shown(doubtful)}, which looks like a missing label"
+            raise TableError(f"task {self.name!r}: {fact}", hint=cure)
         if len(found) < 2:
             cure = "check the column and the map: there is nothing to tell apart"
             raise TableError(
@@ -131,14 +146,16 @@ class Task:
             if bad:
                 cure = f"name them in map=, as one of {', '.join(self.classes)} or None"
                 raise TableError(
-                    f"task {self.name!r}: column {self.column!r} holds {_shown(bad)}, no classes", hint=cure
+                    f"task {self.name!r}: column {self.column!r} holds {_shown(bad)}, not among its classes", hint=cure
                 )
             return np.array([np.nan if text is None else index[text] for text in texts], dtype=np.float64)
         numbers = [np.nan if text is None else _number(text) for text in texts]
         bad = sorted({str(text) for text, number in zip(texts, numbers, strict=True) if number is None})
         if bad:
-            cure = "give numbers, or map the words to numbers or None"
-            raise TableError(f"task {self.name!r}: column {self.column!r} holds {_shown(bad)}, no numbers", hint=cure)
+            cure = "give numbers with a decimal point, or map the words to numbers or None"
+            raise TableError(
+                f"task {self.name!r}: column {self.column!r} holds {_shown(bad)}, no finite numbers", hint=cure
+            )
         return np.array(numbers, dtype=np.float64)
 
     def to_dict(self) -> dict[str, object]:
@@ -166,7 +183,8 @@ def parse_task(text: str) -> Task:
     """
     name, colon, rest = text.partition(":")
     if not colon:
-        raise SpecError(f"task {text!r} has no kind", hint=f"write {text.strip()}: multiclass(column='…')")
+        example = text.split()[0] if text.strip() else "label"
+        raise SpecError(f"task {text!r} has no kind", hint=f"write {example}: multiclass(column='…')")
     spec = parse_spec(rest)
     return task_from_dict({"name": name.strip(), "kind": spec.name, **spec.args})
 
@@ -192,6 +210,9 @@ def task_from_dict(entry: Mapping[str, object]) -> Task:
         raise SpecError(
             f"{where}: classes is no list or map is no table", hint="write classes=('a', 'b'), map={'x': 'a'}"
         )
+    strange = [item for item in (*classes, *mapping.values()) if isinstance(item, list | tuple | Mapping)]
+    if strange:
+        raise SpecError(f"{where}: {strange[0]!r} is no class name", hint="write classes and map with plain texts")
     if not isinstance(weight, int | float) or isinstance(weight, bool):
         raise SpecError(f"{where}: weight={weight!r} is no number", hint="give weight as a number above 0")
     return Task(name=name, kind=kind, column=column, classes=tuple(classes), map=dict(mapping), weight=float(weight))
@@ -222,19 +243,30 @@ def tasks_from_toml(path: Path | str) -> tuple[Task, ...]:
     return check_names([task_from_dict(e) if isinstance(e, dict) else parse_task(str(e)) for e in entries])
 
 
-def check_names(tasks: Sequence[Task]) -> tuple[Task, ...]:
-    """The tasks, after a check that there is one at least and that no name comes twice.
+def check_names(tasks: Sequence[Task | str], *, reserved: str = "") -> tuple[Task, ...]:
+    """The tasks, after a check that there is one at least and that no name comes twice or is taken.
+
+    Args:
+        tasks: The tasks; a text is read by :func:`parse_task`.
+        reserved: One more name that is taken.
 
     Raises:
-        UsageError: No task, or a name twice.
+        UsageError: No task, a name twice, or one that another column of the predictions has.
+        SpecError: A text cannot be read.
     """
-    if not tasks:
+    given = (tasks,) if isinstance(tasks, Task | str) else tasks
+    found = tuple(parse_task(task) if isinstance(task, str) else task for task in given)
+    if not found:
         raise UsageError("there is no task", hint="give --task \"label: multiclass(column='label')\"")
-    names = [task.name for task in tasks]
+    names = [task.name for task in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UsageError(f"two tasks are called {twice[0]!r}", hint="rename one")
-    return tuple(tasks)
+    taken = [name for name in names if name in (*RESERVED, reserved) or name.startswith("ood_")]
+    if taken:
+        cure = f"write {taken[0]}_task: …(column='{taken[0]}')"
+        raise UsageError(f"a task cannot be called {taken[0]!r}: the predictions have such a column", hint=cure)
+    return found
 
 
 def as_text(value: object) -> str | None:
@@ -248,8 +280,14 @@ def as_text(value: object) -> str | None:
     return str(value).strip() or None
 
 
+def _label(value: object) -> str | None:
+    """As :func:`as_text`, and "1.0", which a table program makes of 1 in a column with gaps, is "1"."""
+    text = as_text(value)
+    return text if text is None else _WHOLE.sub(r"\1", text)
+
+
 def _clean_map(mapping: Mapping[str, str | None]) -> dict[str, str | None]:
-    return {as_text(key) or "": as_text(value) for key, value in mapping.items()}
+    return {_label(key) or "": _label(value) for key, value in mapping.items()}
 
 
 def _number(text: str) -> float | None:

@@ -20,8 +20,9 @@ from histotl.core.provenance import Provenance, file_digest
 from histotl.learn.bags import Bags, BagStore
 from histotl.learn.calibrate import calibrate
 from histotl.learn.cohort import Cohort, build_cohort, label_counts
-from histotl.learn.config import TrainConfig
-from histotl.learn.fit import Fitted, Labelled, fit
+from histotl.learn.config import TrainConfig, check_plugins
+from histotl.learn.fit import Fitted, Labelled, fit, pick_device
+from histotl.learn.folder import check_folder
 from histotl.learn.gate import Gate
 from histotl.learn.gate_fit import fit_gate
 from histotl.learn.model import Model, save_model
@@ -63,7 +64,7 @@ def train(
     features: Path | str,
     out: Path | str,
     *,
-    tasks: Sequence[Task],
+    tasks: Sequence[Task | str],
     config: TrainConfig | None = None,
     report: Report = silent,
 ) -> TrainResult:
@@ -73,10 +74,10 @@ def train(
     chosen values, validation metrics).
 
     Args:
-        table: CSV with one row a slide or patch.
+        table: CSV (or DataFrame) with one row a slide or patch.
         features: Folder (or file) that `histotl embed` wrote.
         out: Model folder; made as needed, an older model in it is replaced.
-        tasks: What to predict.
+        tasks: What to predict; a text is read as by :func:`histotl.learn.task.parse_task`.
         config: Settings.
         report: Told of every network trained.
 
@@ -87,10 +88,8 @@ def train(
         StoreError: Features missing or damaged.
     """
     config, began, out = config or TrainConfig(), time.monotonic(), Path(out)
-    tasks = check_names(tasks)
-    store = BagStore.open(features, backbone=config.backbone)
-    level = pick_level(config, store)
-    cohort = build_cohort(table, store, tasks, config)
+    check_folder(out)
+    store, level, cohort = _prepare(table, features, tasks, config)
     _tell(report, cohort)
     train_set, val_set = (_labelled(cohort, split, level, store, config) for split in ("train", "val"))
     aggregator = config.aggregator if level == "slide" else ""
@@ -114,6 +113,37 @@ def train(
     )
     _write_training(result, cohort, fitted, temperatures, out)
     return result
+
+
+def preview(
+    table: Path | str | pd.DataFrame,
+    features: Path | str,
+    *,
+    tasks: Sequence[Task | str],
+    config: TrainConfig | None = None,
+) -> dict[str, dict[str, dict[str, int]]]:
+    """What :func:`train` would train on: every check is made, nothing is trained or written.
+
+    Returns:
+        Task -> split -> class (``labelled`` for regression, ``missing`` for cases without a label) -> cases.
+
+    Raises:
+        TableError: As in :func:`train`, and so are LeakageError, IdentityError and StoreError.
+    """
+    _, _, cohort = _prepare(table, features, tasks, config or TrainConfig())
+    return label_counts(cohort.cases)
+
+
+def _prepare(
+    table: Path | str | pd.DataFrame, features: Path | str, tasks: Sequence[Task | str], config: TrainConfig
+) -> tuple[BagStore, Level, Cohort]:
+    """Check everything that can be checked before the first step of training."""
+    checked = check_names(tasks, reserved=config.bag)
+    check_plugins(config)
+    pick_device(config.device)
+    store = BagStore.open(features, backbone=config.backbone)
+    level = pick_level(config, store)
+    return store, level, build_cohort(table, store, checked, config)
 
 
 def pick_level(config: TrainConfig, store: BagStore) -> Level:

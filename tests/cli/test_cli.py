@@ -6,10 +6,12 @@ import json
 import shutil
 from pathlib import Path
 
+import h5py
 import pandas as pd
 import pytest
 
 from histotl.cli.main import call
+from histotl.core.registry import PLUGIN_FOLDERS
 
 TASKS = [
     "--task", "type: multiclass(column='type', classes=('normal','serrated','adenoma'))",
@@ -71,7 +73,7 @@ def test_check_finds_a_flipped_bit_and_repairs(job: Path, tmp_path: Path, capsys
 
 def test_features_of_another_backbone_are_refused(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = next((job / "features").glob("*/features_color_stats"))
-    assert call(["predict", f"{job}/model", str(other), f"{job}/nothing", "--quiet"]) == 1
+    assert call(["predict", f"{job}/model", str(other), f"{job}/nothing", "--quiet"]) == 2
     told = capsys.readouterr().err
     assert "scattering" in told
     assert "color_stats" in told
@@ -108,6 +110,9 @@ def test_a_bad_slide_does_not_stop_the_run(
         (["check", "no_such_folder"], 2, "no_such_folder"),
         (["train", "t.csv", "f", "o"], 2, "--task"),
         (["run", "no_such_recipe.toml"], 2, "no_such_recipe.toml"),
+        (["embed", ".", "slide.tiff"], 2, "slide.tiff is a file"),
+        (["tile", ".", "slide.tiff/out"], 2, "cannot be made"),
+        (["embed", ".", "out", "--patches", "--mpp", "0.25"], 2, "--mpp has no effect"),
         (["embed", ".", "out", "--backbone", "timm/resnet18(weights='no_such_file.pth')"], 3, "no_such_file.pth"),
     ],
 )
@@ -151,3 +156,55 @@ def test_list_and_doctor(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> 
     rows = {row["what"]: row["state"] for row in json.loads(capsys.readouterr().out)}
     assert rows["one slide"] == "ok"
     assert "bad" not in rows.values()
+
+
+def test_a_piped_table_has_one_line_a_row(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line == line.rstrip() for line in lines)
+    assert all(line.split()[0] in {"kind", *PLUGIN_FOLDERS} for line in lines)
+    assert call(["list", "backbone", "no_such"]) == 0
+    assert capsys.readouterr().out == "nothing matches 'no_such'\n"
+    assert call(["list", "--help"]) == 0
+    assert "timm/*resnet*" in capsys.readouterr().out
+
+
+def test_hundreds_of_failures_are_not_all_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "slides.csv"
+    table.write_text("path\n" + "".join(f"s{i}.svs\n" for i in range(50)))
+    assert call(["tile", str(table), str(tmp_path / "out"), "--quiet"]) == 1
+    told = capsys.readouterr().err
+    assert told.count("failed: ") == 20
+    assert "and 30 more" in told
+    assert len(pd.read_csv(tmp_path / "out" / "failures.csv")) == 50
+
+
+def test_json_of_the_learning_verbs(job: Path, painted_cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table, features = str(painted_cohort), str(next((job / "features").glob("*/features_scattering")))
+    assert call(["train", table, features, f"{job}/dry", *TASKS, "--dry-run", "--json"]) == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert counts["type"]["train"]["normal"] >= 1
+    assert sum(split["missing"] for split in counts["dysplasia"].values()) >= 1
+    assert not (job / "dry").exists()
+    assert call(["predict", f"{job}/model", features, f"{job}/again", "--json", "--quiet"]) == 0
+    assert Path(json.loads(capsys.readouterr().out)["predictions"]).is_file()
+    assert call(["evaluate", f"{job}/again", table, f"{job}/again/evaluation", "--json", "--quiet"]) == 0
+    assert json.loads(capsys.readouterr().out)["tasks"]["type"]["metrics"]["balanced_accuracy"]["value"] >= 0
+
+
+def test_repair_never_removes_the_files_of_other_tools(
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = next((job / "features").glob("*/features_color_stats"))
+    shutil.copytree(folder, tmp_path / "features_color_stats")
+    ours = sorted((tmp_path / "features_color_stats").glob("*.h5"))[0]
+    ours.write_bytes(ours.read_bytes()[:3000])
+    foreign = ours.with_name("of_another_tool.h5")
+    with h5py.File(foreign, "w") as file:
+        file["feats"] = [[1.0, 2.0]]
+    assert call(["check", str(tmp_path), "--repair"]) == 1
+    seen = capsys.readouterr()
+    assert "1 of other tools" in seen.out
+    assert seen.err.count(str(foreign)) == 1
+    assert foreign.exists()
+    assert not ours.exists()

@@ -21,4 +21,4 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert page.is_file()
     assert "painted" in told.splitlines()[0]
     flagged = sum(int(count) for count in re.findall(r"OOD gate: (\d+) of \d+ ood", told))
-    assert flagged >= 2, told
+    assert flagged >= 1, told

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from histotl.evaluate.calibration import equal_mass_bins, expected_calibration_error
+from histotl.evaluate.calibration import curve_bins, equal_mass_bins, expected_calibration_error
 
 
 @given(st.integers(1, 200), st.integers(0, 1000))
@@ -44,3 +44,10 @@ def test_weights_count_rows() -> None:
         rows = np.repeat(np.arange(60), times[:, b])
         repeated = expected_calibration_error(confidence[rows], correct[rows], bins[rows])
         assert ours[b] == pytest.approx(repeated, abs=1e-12)
+
+
+@given(st.integers(1, 400), st.integers(0, 1000))
+def test_the_drawn_curve_has_ten_rows_a_bin(n: int, seed: int) -> None:
+    sizes = np.bincount(curve_bins(np.random.default_rng(seed).random(n)))
+    assert sizes.min() >= min(n, 10)
+    assert len(sizes) == (15 if n >= 150 else max(1, n // 10))

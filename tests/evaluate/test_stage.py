@@ -258,3 +258,40 @@ def test_configuration_refuses_nonsense() -> None:
     for wrong in ({"bootstrap": -1}, {"seed": -1}, {"max_slides": -1}):
         with pytest.raises(UsageError):
             EvaluateConfig(**wrong)
+
+
+def test_a_data_frame_gives_the_same_numbers(study: Study, tmp_path: Path) -> None:
+    made = study(n=60)
+    frame = pd.read_csv(made.table, dtype=str)
+    options = EvaluateConfig(bootstrap=0)
+    found = [evaluate(made.predictions, table, tmp_path / "out", config=options) for table in (made.table, frame)]
+    assert found[0].metrics["tasks"] == found[1].metrics["tasks"]
+    assert set(found[1].evidence.provenance.inputs) == {"predictions.csv"}
+
+
+def test_the_ids_may_stand_in_another_column(study: Study, tmp_path: Path) -> None:
+    made = study(n=60)
+    expected = _evaluate(made, tmp_path / "out").metrics["tasks"]
+    table = pd.read_csv(made.table, dtype=str).rename(columns={"slide_id": "case"})
+    table.to_csv(made.table, index=False)
+    with pytest.raises(TableError, match="no column 'slide_id'") as caught:
+        _evaluate(made, tmp_path / "out")
+    assert "--id-column" in caught.value.hint
+    assert _evaluate(made, tmp_path / "out", id_column="case").metrics["tasks"] == expected
+    meta = json.loads((made.predictions / "predictions.json").read_text())
+    (made.predictions / "predictions.json").write_text(json.dumps(meta | {"table_id_column": "case"}))
+    assert _evaluate(made, tmp_path / "out").metrics["tasks"] == expected
+
+
+def test_a_file_in_the_way_of_the_results_is_refused(study: Study, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("x")
+    with pytest.raises(UsageError, match="is a file"):
+        _evaluate(study(n=60), tmp_path / "out")
+
+
+def test_small_sets_get_fewer_bins_in_the_curve_and_say_so(study: Study, tmp_path: Path) -> None:
+    result = _evaluate(study(n=80), tmp_path / "out", bootstrap=0)
+    curve = result.metrics["tasks"]["dysplasia"]["reliability"]
+    assert len(curve) == 3
+    assert min(entry["n"] for entry in curve) >= 10
+    assert "3 bins of equal mass (fewer than 15" in result.report_html.read_text()

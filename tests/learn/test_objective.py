@@ -105,3 +105,9 @@ def test_no_label_and_no_spread_are_refused() -> None:
         Objective(TASKS, targets | {"yes": np.full(N, np.nan)})
     with pytest.raises(TableError, match="all 40 numbers are 3"):
         Objective(TASKS, targets | {"size": np.full(N, 3.0)})
+
+
+def test_numbers_beyond_squaring_are_refused() -> None:
+    task = Task(name="x", kind="regression")
+    with pytest.raises(TableError, match="too large"):
+        Objective([task], {"x": np.array([0.0, 1e300])})

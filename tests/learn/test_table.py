@@ -12,8 +12,9 @@ from histotl.core.errors import LeakageError, TableError
 from histotl.learn.bags import BagStore
 from histotl.learn.cohort import build_cohort, label_counts
 from histotl.learn.config import TrainConfig
+from histotl.learn.reading import read_table
 from histotl.learn.split import split_patients
-from histotl.learn.table import build_cases, read_table
+from histotl.learn.table import build_cases
 from histotl.learn.task import Task
 
 TASK = Task(name="yes", kind="binary", column="label", classes=("n", "y"))
@@ -58,7 +59,7 @@ def test_a_csv_keeps_its_text(tmp_path: Path) -> None:
         (lambda t: t.rename(columns={"patient": "patients"}), "no column 'patient'", "--patient slide_id"),
         (lambda t: t.assign(slide_id=["000"] * 3 + list(t.slide_id[3:])), "ids come more than once", "one row"),
         (lambda t: t.assign(split=["training"] * len(t)), "holds training", "train, val, test"),
-        (lambda t: t.assign(label=["maybe"] * len(t)), "'maybe', no classes", "map="),
+        (lambda t: t.assign(label=["maybe"] * len(t)), "'maybe', not among its classes", "map="),
         (lambda t: t.assign(patient=[None, *list(t.patient[1:])]), "empty in 1 rows, the first is line 2", "fill"),
     ],
 )
@@ -189,3 +190,17 @@ def test_splits_are_made_when_there_are_none(store: BagStore) -> None:
     assert carved.split_table("slide_id")["split"].tolist() == list(carved.cases.splits)
     with pytest.raises(TableError, match="no column 'fold'"):
         build_cohort(frame(), store, [TASK], replace(config, split_column="fold"))
+
+
+def test_a_split_column_of_another_case_is_not_passed_over() -> None:
+    table = frame().rename(columns={"split": "Split"})
+    with pytest.raises(TableError, match="has a column 'Split'") as caught:
+        cases(table)
+    assert "--split-column Split" in caught.value.hint
+    assert cases(table, split="Split").splits == cases(frame()).splits
+
+
+def test_another_name_of_the_patient_is_offered() -> None:
+    with pytest.raises(TableError) as caught:
+        cases(frame().rename(columns={"patient": "case_id"}))
+    assert "--patient case_id" in caught.value.hint

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from histotl.core.errors import SpecError, TableError, UnknownNameError, UsageError
-from histotl.learn.task import Task, parse_task, task_from_dict, tasks_from_toml
+from histotl.learn.task import Task, check_names, parse_task, task_from_dict, tasks_from_toml
 
 LABELS = pd.Series(["lgin", "polyp", None, "serrated", "adenoca", ""])
 
@@ -114,3 +114,43 @@ def test_text_and_dict_give_the_task_back(classes: list[str], keys: list[str], w
     assert parse_task(str(task)) == task
     assert task_from_dict(task.to_dict()) == task
     assert math.isclose(task.weight, weight)
+
+
+def test_whole_floats_written_as_text_are_whole_numbers() -> None:
+    for classes in (("0", "1"), ("0.0", "1.0"), (0, 1.0)):
+        task = Task(name="t", kind="binary", classes=classes)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(task.targets(["0.0", "1", "1.0", ""]), [0, 1, 1, np.nan])
+    mapped = parse_task("t: binary(classes=('no', 'yes'), map={0: 'no', 1.0: 'yes'})")
+    np.testing.assert_array_equal(mapped.targets(["0.0", "1"]), [0, 1])
+    versions = Task(name="t", kind="multiclass").resolved(["1.10", "1.1"])
+    assert versions.classes == ("1.1", "1.10")
+
+
+@pytest.mark.parametrize("word", ["NA", "nan", "N/A", "null", "?"])
+def test_missing_words_make_no_class_by_themselves(word: str) -> None:
+    column = ["a", "b", word]
+    with pytest.raises(TableError, match="looks like a missing label") as caught:
+        Task(name="t", kind="multiclass").resolved(column)
+    assert f"map={{{word!r}: None}}" in caught.value.hint
+    assert Task(name="t", kind="multiclass", map={word: None}).resolved(column).classes == ("a", "b")
+    assert Task(name="t", kind="multiclass", classes=("a", "b", word)).targets(column)[2] == 2
+
+
+@pytest.mark.parametrize("name", ["slide_id", "path", "n_tiles", "model_split", "ood_score", "failure_score", "bag"])
+def test_names_of_other_columns_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="the predictions have such a column"):
+        check_names([Task(name=name, kind="regression")], reserved="bag")
+
+
+def test_class_names_that_would_take_a_column_are_refused() -> None:
+    with pytest.raises(UsageError, match="another column's name"):
+        Task(name="g", kind="ordinal", classes=("low", "expected", "high"))
+    with pytest.raises(UsageError, match="another column's name"):
+        Task(name="g", kind="binary", classes=("a", "a:uncalibrated"))
+    with pytest.raises(SpecError, match="no class name"):
+        task_from_dict({"name": "g", "kind": "multiclass", "classes": [["a"], ["b"]]})
+
+
+def test_texts_are_read_as_tasks() -> None:
+    text = "label: multiclass(column='x')"
+    assert check_names([text]) == check_names(text) == (parse_task(text),)  # type: ignore[arg-type]

@@ -231,3 +231,74 @@ def test_predictions_folder_is_checked(patch_cohort: Cohort, patch_model: Path, 
     with pytest.raises(TableError, match="lacks the column 'grade:expected'"):
         read_predictions(out)
     assert columns_of(PATCH_TASKS[3]) == ["size"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m["tasks"][0].update(classes=["low", "high", "normal"]),
+        lambda m: m["temperatures"].update(label=0),
+        lambda m: m.update(members=0),
+        lambda m: m.pop("digest"),
+    ],
+)
+def test_an_edited_description_is_refused(patch_model: Path, change: Callable[[dict[str, object]], object]) -> None:
+    path = patch_model / "model.json"
+    meta = json.loads(path.read_text())
+    change(meta)
+    path.write_text(json.dumps(meta))
+    with pytest.raises(CorruptFileError, match="was changed after training"):
+        load_model(patch_model)
+    path.write_text("[1]")
+    with pytest.raises(StoreError, match="describes no model"):
+        load_model(patch_model)
+
+
+def test_nothing_of_an_earlier_run_stays(slide_cohort: Cohort, quick: TrainConfig, tmp_path: Path) -> None:
+    table, features = slide_cohort
+    out = tmp_path / "pred"
+    abmil = train(table, features, tmp_path / "a", tasks=LESION, config=replace(quick, aggregator="abmil(hidden=8)"))
+    predict(abmil.folder, features, out, config=CPU)
+    assert read_predictions(out).tile_scores("S03") is not None
+    plain = train(table, features, tmp_path / "b", tasks=LESION, config=replace(quick, ood=()))
+    predict(plain.folder, features, out, config=CPU)
+    assert read_predictions(out).tile_scores("S03") is None
+
+
+def test_own_names_of_columns_serve_prediction_too(slide_cohort: Cohort, quick: TrainConfig, tmp_path: Path) -> None:
+    table, features = slide_cohort
+    table = table.rename(columns={"slide_id": "wsi", "split": "fold"}).replace({"fold": {"test": "TEST"}})
+    table.loc[len(table)] = ["S99", "P99", "test", ""]
+    table.to_csv(tmp_path / "t.csv", index=False)
+    config = replace(quick, id_column="wsi", split_column="fold")
+    model = train(tmp_path / "t.csv", features, tmp_path / "m", tasks=LESION, config=config).folder
+    told: list[Step] = []
+    chosen = replace(CPU, table=str(tmp_path / "t.csv"), splits=("test",))
+    found = read_predictions(predict(model, features, tmp_path / "p", config=chosen, report=told.append))
+    assert list(found.frame["slide_id"]) == [f"S{i}" for i in range(28, 36)]
+    assert found.meta["table_id_column"] == "wsi"
+    assert "S99" in told[0].message
+    with pytest.raises(TableError, match="has fold holdout") as caught:
+        predict(model, features, tmp_path / "p", config=replace(chosen, splits=("holdout",)))
+    assert "test, train, val" in caught.value.hint
+
+
+def test_features_of_another_kind_are_named_as_such(patch_model: Path, slide_cohort: Cohort, tmp_path: Path) -> None:
+    with pytest.raises(IdentityError, match="trained on patches, these are slides"):
+        predict(patch_model, slide_cohort[1], tmp_path / "p")
+
+
+def test_spoilt_predictions_are_refused(patch_cohort: Cohort, patch_model: Path, tmp_path: Path) -> None:
+    out = predict(patch_model, patch_cohort[1], tmp_path / "pred", config=CPU)
+    table = out / "predictions.csv"
+    whole = pd.read_csv(table)
+    for name in ("label:low", "label:low:uncalibrated", "ood_score", "failure_score", "size", "grade:expected"):
+        whole.assign(**{name: "x"}).to_csv(table, index=False)
+        with pytest.raises(TableError, match=f"'{name}' holds 'x'"):
+            read_predictions(out)
+    whole.assign(path="").to_csv(table, index=False)
+    with pytest.raises(TableError, match="a row has no path"):
+        read_predictions(out)
+    # A table program writes booleans its own way.
+    whole.assign(ood_flag="TRUE").to_csv(table, index=False)
+    assert read_predictions(out).frame["ood_flag"].all()
