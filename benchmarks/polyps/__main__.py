@@ -46,10 +46,9 @@ SLIDE_TASKS = (
     Task(name="worst", kind="multiclass", column="label", classes=CLASSES),
     Task(name="dysplasia", kind="ordinal", classes=("none", "low", "high")),
 )
-SHOWN = {
-    "type": "balanced_accuracy", "dysplasia": "auroc", "grade": "quadratic_kappa", "lesion_fraction": "mae",
-    "worst": "balanced_accuracy",
-}  # fmt: skip
+SHOWN = {"multiclass": "balanced_accuracy", "binary": "auroc", "ordinal": "quadratic_kappa", "regression": "mae"}
+"""Kind of task -> the figure in the table; metrics.json in each evaluation folder has all."""
+
 KERAS = "model_args={'pad_type': 'same', 'bn_eps': 1e-3}, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)"
 
 
@@ -71,7 +70,7 @@ def joint(table: Path, features: Path, out: Path, tasks: tuple[Task, ...], **con
     result = histotl.train(table, features, out / "model", tasks=tasks, config=histotl.TrainConfig(**config))
     histotl.predict(out / "model", features, out / "predictions", config=PredictConfig())
     evidence = histotl.evaluate_predictions(out / "predictions", table, out / "evaluation").evidence
-    found = {t.answers.name: t.metrics[SHOWN[t.answers.name]].to_dict() for t in evidence.tasks}
+    found = {t.answers.name: t.metrics[SHOWN[t.answers.kind]].to_dict() for t in evidence.tasks}
     return {**found, "train_seconds": round(result.seconds, 1)}
 
 
@@ -138,7 +137,7 @@ def markdown(rows: list[dict[str, object]]) -> str:
     for kind, tasks in (("patches", PATCH_TASKS), ("slides", SLIDE_TASKS)):
         of_kind = [row for row in rows if row["set"] == kind]
         if of_kind:
-            names = [f"{task.name}, {SHOWN[task.name].replace('_', ' ')}" for task in tasks]
+            names = [f"{task.name}, {SHOWN[task.kind].replace('_', ' ')}" for task in tasks]
             lines += [f"| features | heads | {' | '.join(names)} | s |", "|---" * (len(names) + 3) + "|"]
         for row in of_kind:
             cells = [_cell(row.get(task.name)) for task in tasks]

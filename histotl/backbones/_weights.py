@@ -117,6 +117,10 @@ def _read_torch(path: Path) -> object:
     except pickle.UnpicklingError as error:
         fact = f"weights file {str(path)!r} is damaged, or holds more than tensors and could run code"
         raise WeightsError(fact, hint="save it with torch.save(model.state_dict(), path)") from error
+    except (LookupError, AttributeError, TypeError) as error:
+        # In a file that is no pickle at all, torch's reader takes every byte for an instruction.
+        cure = "give a .pth, .pt or .safetensors file of weights"
+        raise WeightsError(f"weights file {str(path)!r} cannot be read: it is no file of torch", hint=cure) from error
     except (OSError, RuntimeError, EOFError, ValueError) as error:
         fact = f"weights file {str(path)!r} cannot be read: {str(error).splitlines()[0] if str(error) else error!r}"
         raise WeightsError(fact, hint="copy or download the file again") from error

@@ -1,6 +1,6 @@
 """Entry point of the ``histotl`` command.
 
-Exit status: 0 all done; 1 some slides failed (they are listed); 2 usage; 3 this machine lacks something.
+Exit status: 0 all done; 1 some slides failed (they are listed); 2 usage; 3 something is missing or damaged.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 import histotl
 from histotl.cli import check, demo, doctor, embed, evaluate, info, predict, run, tile, train
@@ -25,7 +25,11 @@ from histotl.core.errors import HistotlError
 
 app = App(
     name="histotl",
-    help="From whole-slide images to calibrated answers with evidence: tile, embed, train, predict, evaluate.",
+    help=(
+        "From whole-slide images to calibrated answers with evidence: tile, embed, train, predict, evaluate.\n\n"
+        "Exit status: 0 all done; 1 some slides failed (they are listed); 2 usage; 3 something is missing or damaged."
+    ),
+    suppress_keyboard_interrupt=False,  # call() says what is kept
     version=histotl.__version__,
     default_parameter=Parameter(negative=()),
 )
@@ -50,7 +54,9 @@ def call(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         status = app(list(argv), exit_on_error=False, result_action="return_value")
-    except CycloptsError:
+    except CycloptsError as error:
+        if isinstance(error, UnusedCliTokensError):
+            err().print("  hint: put a glob in quotes ('slides/*.svs'), or give the folder", markup=False)
         return EXIT_USAGE
     except HistotlError as error:
         print_error(error)

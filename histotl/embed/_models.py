@@ -111,7 +111,8 @@ def _refuse_equal_names(models: Sequence[Model]) -> None:
         other = seen.setdefault(model.card.slug, model.spec)
         if other is not model.spec:
             fact = f"backbones {other} and {model.spec} both write to features_{model.card.slug}"
-            raise UsageError(fact, hint="name one of them: name='…' in its spec or in its card file")
+            cure = "embed them into two output folders, or name one: name='…' in a timm spec or in a card file"
+            raise UsageError(fact, hint=cure)
 
 
 class Output:

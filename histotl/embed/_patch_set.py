@@ -133,7 +133,9 @@ def _unreadable(patch: Patch, error: BaseException) -> SlideReadError:
 def _column(manifest: Path) -> list[str]:
     with manifest.open(newline="", encoding="utf-8-sig") as file:
         try:
-            rows = csv.DictReader(file)
+            first = file.readline()
+            file.seek(0)
+            rows = csv.DictReader(file, delimiter=max(",;\t", key=first.count), strict=True)
             names = list(rows.fieldnames or [])
             if _COLUMN not in names:
                 fact = f"{manifest} has no column '{_COLUMN}', only: {', '.join(names) or 'nothing'}"

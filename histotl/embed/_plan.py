@@ -20,6 +20,7 @@ from histotl.core.values import SlideInfo, TileGrid
 from histotl.embed.config import TileConfig
 from histotl.store import layout
 from histotl.store.coords import write_coords
+from histotl.store.hdf5 import cannot_write
 from histotl.wsi.mask import TissueMask, find_tissue, to_geojson
 from histotl.wsi.preview import draw_preview
 from histotl.wsi.slide import Slide
@@ -92,12 +93,21 @@ def _write_pictures(slide: Slide, mask: TissueMask, grid: TileGrid, out: Path) -
     image, _ = slide.thumbnail(max(info.mpp, longest_um / PREVIEW_PX))
     scale_l0 = (info.width / image.shape[1], info.height / image.shape[0])
     preview = draw_preview(image, scale_l0=scale_l0, polygons=mask.polygons, grid=grid)
-    write_bytes(layout.thumbnail_path(out, info.slide_id), _jpeg(image))
-    write_bytes(layout.contour_path(out, info.slide_id), _jpeg(preview))
-    write_text(layout.geojson_path(out, info.slide_id), to_geojson(mask, name=info.slide_id))
+    try:
+        write_bytes(layout.thumbnail_path(out, info.slide_id), _jpeg(image))
+        write_bytes(layout.contour_path(out, info.slide_id), _jpeg(preview))
+        write_text(layout.geojson_path(out, info.slide_id), to_geojson(mask, name=info.slide_id))
+    except OSError as error:
+        raise cannot_write(layout.contour_path(out, info.slide_id), error) from error
 
 
 def _no_tissue(info: SlideInfo, mask: TissueMask, tiling: TileConfig) -> NoTissueError:
+    _, _, width, height = info.bounds_l0
+    size_um = (width * info.mpp_x, height * info.mpp_y)
+    if tiling.edge == "drop" and min(size_um) < tiling.spec.tile_um:
+        seen = f"the slide has {size_um[0]:.4g}×{size_um[1]:.4g} µm"
+        fact = f"{info.slide_id}: {seen}, less than a tile of {tiling.spec.tile_um:g} µm"
+        return NoTissueError(fact, hint="pad it with --edge pad, or give a smaller --tile-px")
     seen = f"{mask.area_mm2:.3g} mm² of tissue"
     fact = f"{info.slide_id}: no tile has {tiling.min_tissue:.0%} tissue ({seen} found on the slide)"
     if not mask.polygons:

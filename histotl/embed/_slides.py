@@ -112,7 +112,7 @@ class SlideRun(Generic[J]):
             known = isinstance(error, HistotlError)
             level, trace = (logging.INFO, None) if known else (logging.ERROR, error)
             log.log(level, "%s failed: %s: %s", entry.slide_id, failure.error, failure.message, exc_info=trace)
-            self._tell(tally, total, entry.slide_id, f"{entry.slide_id}: {failure.message}")
+            self._tell(tally, total, entry.slide_id, failure.sentence)
 
     def _tell(self, tally: _Tally, total: int, item: str = "", message: str = "") -> None:
         self.report(

@@ -9,6 +9,7 @@ temporary name and renamed at the end, so an interrupted run is simply started a
 from __future__ import annotations
 
 import copy
+import logging
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from typing import cast
 
 import torch
 
+from histotl.core.errors import StoreError
 from histotl.core.progress import Report, silent
 from histotl.core.provenance import Provenance
 from histotl.core.registry import canonical, create
@@ -33,9 +35,11 @@ from histotl.embed.device import choose_batch_size, choose_device, choose_worker
 from histotl.embed.summary import RunSummary
 from histotl.image.stain.base import StainNormalizer, StainTransform
 from histotl.store import layout
-from histotl.store.embeddings import EmbeddingsMeta, EmbeddingsWriter, is_current
+from histotl.store.embeddings import EmbeddingsMeta, EmbeddingsWriter, is_current, open_embeddings
 from histotl.wsi.tiles import read_tiles
 from histotl.wsi.tissue.base import TissueSegmenter
+
+log = logging.getLogger(__name__)
 
 STAIN_SAMPLE_TILES = 64
 """Tiles, spread evenly over a slide, that its stain is estimated from."""
@@ -74,7 +78,10 @@ def embed_slides(
         engine = _Engine(
             out=Path(out), tiling=tiling, config=config, segmenter=segmenter, stain=stain, models=models, device=device
         )
+        layout.prepare_output(engine.out)
         layout.remove_stale_parts(engine.out)
+        if not config.overwrite:
+            engine.warn_of_replacement()
         batch_size = choose_batch_size(config, device, tiling.tile_px)
         ahead = ReadAhead[SlideEntry, SlideJob](workers=workers, batch_size=batch_size, pin=device.type == "cuda")
         with ahead:
@@ -95,6 +102,20 @@ class _Engine:
     stain: StainNormalizer
     models: tuple[Model, ...]
     device: torch.device
+
+    def warn_of_replacement(self) -> None:
+        """Say, before the work, that files made with other options are where the new ones go: a folder has one kind."""
+        for model in self.models:
+            folder = layout.features_path(self.out, self.tiling.spec, model.card, "any").parent
+            for path in sorted(folder.glob("*.h5"))[:1]:
+                try:
+                    identity = open_embeddings(path).identity
+                except StoreError:
+                    return  # damaged: said when its slide comes
+                changes = ["it is not of histotl"] if identity is None else identity.differences(model.identity)
+                if changes:
+                    fact = "%s has features made with other options (%s); those of the same slides are replaced. "
+                    log.warning(fact + "Give another output folder to keep both", folder, "; ".join(changes))
 
     def prepare(self, entry: SlideEntry) -> SlideJob:
         """Open, lock, plan; in a worker thread, while earlier slides are being embedded."""

@@ -69,6 +69,7 @@ def embed_patches(
     workers = choose_workers(config, device)
     with compute_settings(workers), ExitStack() as held:
         models = load_models(config, None, stain=canonical(stain), device=device)
+        layout.prepare_output(out)
         layout.remove_stale_parts(out)
         facts, failed = _inspect_all(patches, workers)
         run = _PatchRun(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from histotl.core.atomic import write_text
 from histotl.core.errors import HistotlError
+from histotl.store.hdf5 import cannot_write
 
 FAILURES_FILE = "failures.csv"
 REPORT_HINT = "this is a fault in histotl or in a plug-in: please report it, with the traceback in the log"
@@ -32,6 +33,11 @@ class Failure:
     error: str
     message: str
     hint: str
+
+    @property
+    def sentence(self) -> str:
+        """What is wrong, beginning with the slide's name; the messages of most errors do so already."""
+        return self.message if self.slide_id in self.message else f"{self.slide_id}: {self.message}"
 
     @classmethod
     def of(cls, slide_id: str, path: Path, error: BaseException) -> Failure:
@@ -85,7 +91,10 @@ def write_failures(out: Path, failures: Sequence[Failure], *, keep: Collection[s
     table = csv.DictWriter(text, [field.name for field in fields(Failure)], lineterminator="\n")
     table.writeheader()
     table.writerows(asdict(row) for row in sorted(rows, key=lambda row: row.slide_id))
-    write_text(path, text.getvalue())
+    try:
+        write_text(path, text.getvalue())
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def read_failures(out: Path) -> list[Failure]:

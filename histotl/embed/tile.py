@@ -53,6 +53,7 @@ def tile_slides(
     """
     tiler = _Tiler(out=Path(out), tiling=tiling, segmenter=tissue_segmenter(tiling))
     entries = list_entries(slides, tiling)
+    layout.prepare_output(tiler.out)
     layout.remove_stale_parts(tiler.out)
     workers = min(_MAX_WORKERS, usable_cores())
     with ReadAhead[SlideEntry, SlideJob](workers=workers, slides_ahead=workers) as ahead:

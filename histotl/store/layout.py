@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import time
@@ -103,6 +104,22 @@ def embeddings_files(folder: Path) -> list[Path]:
     if not files:
         raise StoreError(f"there are no features files (.h5) in {folder}", hint="run histotl embed first")
     return files
+
+
+def prepare_output(folder: Path) -> None:
+    """Make an output folder, and find out before the work whether it can be written to.
+
+    Raises:
+        UsageError: It is a file, lies below one, or this user may not write there.
+    """
+    cure = "give a folder that you may write to as the output"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fact = f"{folder} is a file" if folder.is_file() else f"the folder {folder} cannot be made: {error.strerror}"
+        raise UsageError(fact, hint=cure) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"no permission to write into {folder}", hint=cure)
 
 
 def remove_stale_parts(folder: Path) -> list[Path]:

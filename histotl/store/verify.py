@@ -50,6 +50,15 @@ def check_file(path: Path, *, deep: bool = True) -> list[str]:
         return [f"{path} cannot be read: {error.strerror}"]
 
 
+def is_foreign(path: Path) -> bool:
+    """Whether a file can be read but is not of histotl: whatever is wrong with it, it is not ours to remove."""
+    try:
+        with open_file(path) as file:
+            return Key.SCHEMA not in file.attrs
+    except (StoreError, OSError):
+        return False
+
+
 def is_current(path: Path, identity: FeatureIdentity, source_fingerprint: str) -> bool:
     """Whether a file is there, whole, and made in this way from this source, so that it need not be made again.
 

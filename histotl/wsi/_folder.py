@@ -14,6 +14,9 @@ from histotl.wsi.readers.base import Reader
 
 _DICOM = (".dcm", ".dicom")
 
+_OUTLINES, _PICTURES = "contours_geojson", ("contours", "thumbnails")
+"""Folders that every output of histotl, and of TRIDENT, has: the pictures in it are no slides."""
+
 
 def claimed(paths: Iterable[Path]) -> list[Path]:
     """Those files that some reader claims."""
@@ -24,15 +27,18 @@ def claimed(paths: Iterable[Path]) -> list[Path]:
 def find_slides(folder: Path) -> list[tuple[Path, str]]:
     """All slides below a folder, as (file, name), sorted by path.
 
-    Left out: hidden files and folders, the data folder beside a MIRAX file, the pictures that a VMS file names, and all
-    but the largest file of a DICOM series (OpenSlide finds the others by itself).
+    Left out: hidden files and folders, the data folder beside a MIRAX file, the pictures that a VMS file names, all
+    but the largest file of a DICOM series (OpenSlide finds the others by itself), and the pictures of an earlier run
+    whose output folder lies in this one.
     """
     found: list[tuple[Path, str]] = []
     others: list[Path] = []
     for where, folders, names in os.walk(folder):
         files = sorted(Path(where) / name for name in names if not name.startswith("."))
+        pictures = _PICTURES if _OUTLINES in folders else ()
         miraxes = {path.stem for path in files if path.suffix.lower() == ".mrxs"}
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in miraxes)
+        left_out = {*miraxes, *pictures}
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in left_out)
         owned = {name for path in files if path.suffix.lower() in (".vms", ".vmu") for name in _named_by(path)}
         files = [path for path in files if path.name not in owned]
         dicom = [path for path in files if path.suffix.lower() in _DICOM]

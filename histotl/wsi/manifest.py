@@ -15,6 +15,7 @@ from histotl.wsi._folder import claimed, find_slides
 from histotl.wsi._opening import slide_name
 
 _TABLES = (".csv", ".tsv")
+_OTHER_TABLES = (".xlsx", ".xls", ".ods", ".parquet", ".json", ".txt")
 
 # The first name of each is ours; the others are those of TRIDENT, hs2p, CLAM, STAMP, Patho-Bench and plain habit.
 PATH_COLUMNS = (
@@ -51,9 +52,13 @@ def load_manifest(slides: str | Path, *, mpp_override: float | None = None) -> l
     Raises:
         TableError: Nothing found, no usable column, an empty or unreadable cell, or two slides of one name.
     """
+    if not str(slides):
+        raise TableError("the name of the slides is empty", hint="give a slide, a folder, a pattern or a CSV table")
     place = Path(slides)
     if place.is_file() and place.suffix.lower() in _TABLES:
         entries = _from_table(place)
+    elif place.is_file() and place.suffix.lower() in _OTHER_TABLES:
+        raise TableError(f"{place}: a table of slides must be a CSV", hint="save it as .csv, with a column path")
     elif place.is_file():
         entries = [SlideEntry(path=place, slide_id=slide_name(place))]
     elif place.is_dir():
@@ -87,7 +92,8 @@ def _refuse_twins(entries: list[SlideEntry]) -> None:
     for entry in entries:
         if entry.slide_id in seen:
             fact = f"two slides are called {entry.slide_id!r}: {seen[entry.slide_id]} and {entry.path}"
-            raise TableError(fact, hint="give a CSV with a column slide_id that tells them apart")
+            cure = "give a CSV with a column slide_id that tells them apart; a slide may be in it only once"
+            raise TableError(fact, hint=cure)
         seen[entry.slide_id] = entry.path
 
 
@@ -122,7 +128,7 @@ def _entry(
     elif not cell["path"]:
         raise TableError(f"{table} line {line}: the column {columns['path']} is empty", hint="give the slide's file")
     else:
-        path = table.parent / cell["path"]
+        path = table.parent / Path(cell["path"]).expanduser()
     name = cell["slide_id"] or slide_name(path)
     if re.search(r"[/\\]", name) or name in (".", ".."):
         fact = f"{table} line {line}: slide_id {name!r} cannot name a file"
@@ -136,7 +142,7 @@ def _mpp(table: Path, line: int, text: str) -> float | None:
     if text.lower() in ("", "na", "nan", "none", "null"):
         return None
     try:
-        value = float(text)
+        value = float(text.replace(",", "."))  # spreadsheets of many countries write 0,25
     except ValueError:
         value = -1.0
     if not value > 0:
@@ -160,14 +166,21 @@ def _read(table: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
         raise TableError(f"{table}: not UTF-8 text: {error.reason}", hint="save it as CSV UTF-8") from error
     except OSError as error:
         raise TableError(f"{table}: {error.strerror}", hint="check the file's permissions") from error
+    if not text.strip():
+        raise TableError(f"{table}: the table is empty", hint="write a header with a column path, and one row a slide")
     first = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=first.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    # Strict: a quote that is never closed would otherwise swallow all rows after it.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header = [re.sub(r"[\s\-]+", "_", name.strip().lower()) for name in next(reader, [])]
     twice = sorted({name for name in header if name and header.count(name) > 1})
     if twice:
         raise TableError(f"{table}: column {twice[0]} is there twice", hint="rename or remove one")
-    return header, list(_rows(table, reader, header))
+    try:
+        return header, list(_rows(table, reader, header))
+    except csv.Error as error:
+        fact = f"{table} line {reader.line_num}: {error}"
+        raise TableError(fact, hint="close every quote, and double those inside of quoted cells") from error
 
 
 def _rows(table: Path, reader: Iterable[list[str]], header: list[str]) -> Iterator[tuple[int, dict[str, str]]]:

@@ -88,7 +88,7 @@ def test_damaged_missing_and_foreign_files(tmp_path: Path, name: str) -> None:
     with pytest.raises(WeightsError, match="does not exist") as caught:
         read_state(path)
     assert caught.value.hint
-    for data in (b"", b"not weights at all", b"PK\x03\x04 broken zip", b"\x80\x02"):
+    for data in (b"", b"not weights at all", b"text\n", b"PK\x03\x04 broken zip", b"\x80\x02"):
         path.write_bytes(data)
         with pytest.raises(WeightsError, match=r"cannot be read|damaged"):
             read_state(path)

@@ -175,3 +175,10 @@ def test_wrong_names_fail_before_any_image_is_read(tmp_path, patch_set):
     with pytest.raises(UsageError, match="neither"):
         embed_patches(tmp_path / "nowhere", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_tables_of_spreadsheets(patch_set, delimiter):
+    text = patch_set.read_text()
+    patch_set.write_text("\ufeff" + text.replace(",", delimiter), encoding="utf-8")
+    assert len(list_patches(patch_set)) == 12

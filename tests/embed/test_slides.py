@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 
 from histotl.backbones.color_stats import ColorStatsEmbedder
-from histotl.core.errors import SetupError, TableError, UnknownNameError, WeightsError
+from histotl.core.errors import SetupError, TableError, UnknownNameError, UsageError, WeightsError
 from histotl.core.progress import Step
 from histotl.embed import _job
-from histotl.embed.config import EmbedConfig
+from histotl.embed.config import EmbedConfig, TileConfig
 from histotl.embed.engine import embed_slides
+from histotl.embed.summary import Failure
 from histotl.embed.tile import tile_slides
 from histotl.store.coords import read_coords
 from histotl.store.embeddings import check_file, open_embeddings
@@ -290,3 +291,50 @@ def test_torch_threads_come_back(slides, tmp_path, tiling, config):
     threads = torch.get_num_threads()
     embed_slides(slides, tmp_path / "out", tiling=tiling, config=dataclasses.replace(config, workers=3))
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("verb", [embed_slides, tile_slides])
+def test_an_output_that_is_a_file_is_refused(slides, tmp_path, verb):
+    (tmp_path / "out").touch()
+    with pytest.raises(UsageError, match="is a file"):
+        verb(slides, tmp_path / "out")
+
+
+def test_an_output_inside_of_the_slides_is_not_read_as_slides(slides, tiling, config):
+    for out in (slides / "out", slides):
+        assert embed_slides(slides, out, tiling=tiling, config=config).done == 3
+        assert embed_slides(slides, out, tiling=tiling, config=config).skipped == 3
+
+
+def test_a_slide_smaller_than_a_tile_is_told_so(slides, tmp_path, config):
+    tiling = TileConfig(tile_px=700, mpp=1.0)
+    (failure, *_) = embed_slides(slides, tmp_path / "out", tiling=tiling, config=config).failed
+    assert failure.sentence == "a: the slide has 768×640 µm, less than a tile of 700 µm"
+    assert "--edge pad" in failure.hint
+    padded = dataclasses.replace(tiling, edge="pad")
+    assert embed_slides(slides, tmp_path / "out", tiling=padded, config=config).ok
+
+
+def test_files_of_other_options_are_not_replaced_silently(slides, tmp_path, tiling, config, caplog):
+    out = tmp_path / "out"
+    embed_slides(slides, out, tiling=tiling, config=config)
+    embed_slides(slides, out, tiling=tiling, config=config)
+    assert "other options" not in caplog.text
+    embed_slides(slides, out, tiling=tiling, config=dataclasses.replace(config, dtype="fp16"))
+    (told,) = [record.getMessage() for record in caplog.records if "other options" in record.getMessage()]
+    assert "dtype: 'fp32' != 'fp16'" in told
+
+
+def test_a_folder_of_pictures_that_cannot_be_made_is_not_our_fault(slides, tmp_path, tiling, config):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "contours").touch()
+    summary = embed_slides(slides, out, tiling=tiling, config=config)
+    assert {failure.error for failure in summary.failed} == {"StoreError"}
+    assert all("rights" in failure.hint for failure in summary.failed)
+
+
+def test_the_name_of_a_slide_is_said_once():
+    said = Failure(slide_id="a", path="a.svs", error="MppError", message="a.svs: no pixel size", hint="")
+    assert said.sentence == "a.svs: no pixel size"
+    assert dataclasses.replace(said, slide_id="case 1").sentence == "case 1: a.svs: no pixel size"

@@ -118,3 +118,17 @@ def test_only_parts_of_dead_processes_of_this_machine_are_removed(
     assert all(path.exists() for path in [*kept, tmp_path / "s.h5"])
     assert not any(path.exists() for path in [*orphans, *ancient, folder])
     assert layout.remove_stale_parts(tmp_path / "missing") == []
+
+
+def test_an_output_that_cannot_be_written_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout.prepare_output(tmp_path / "new" / "deep")
+    assert (tmp_path / "new" / "deep").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="is a file"):
+        layout.prepare_output(tmp_path / "file")
+    with pytest.raises(UsageError, match="cannot be made"):
+        layout.prepare_output(tmp_path / "file" / "below")
+    # Root may write anywhere, so rights are not tried but told.
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(UsageError, match="no permission"):
+        layout.prepare_output(tmp_path)

@@ -156,7 +156,8 @@ def test_the_override_wins_over_all(tmp_path: Path) -> None:
         ("path,mpp\na.svs,fine\n", "line 2: mpp is 'fine'"),
         ("path,mpp\na.svs,-1\n", "line 2: mpp is '-1'"),
         ("path\n", "no rows"),
-        ("", "no column of slides"),
+        ("", "the table is empty"),
+        ('path,note\na.svs,"open\nb.svs,x\n', "unexpected end of data"),
         ("path,slide_id\n,x\n", "line 2: the column path is empty"),
         ("path,slide_id\na.svs,x\nb/c.svs,x\n", "two slides are called 'x': "),
         ("path\na/s.svs\nb/s.svs\n", "two slides are called 's': "),
@@ -186,3 +187,25 @@ def test_a_table_in_another_encoding(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_bytes("path\nmüller.svs\n".encode("latin-1"))
     with pytest.raises(TableError, match="not UTF-8"):
         load_manifest(tmp_path / "m.csv")
+
+
+def test_tables_of_spreadsheets(tmp_path: Path) -> None:
+    (entry,) = load_manifest(table(tmp_path, "FILENAME;Spacing\na.svs;0,25\n"))
+    assert entry.mpp == 0.25
+    for name in ("slides.xlsx", "slides.txt"):
+        with pytest.raises(TableError, match="must be a CSV"):
+            load_manifest(table(tmp_path, "path\na.svs\n", name))
+    with pytest.raises(TableError, match="empty"):
+        load_manifest("")
+
+
+def test_home_is_understood_in_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (entry,) = load_manifest(table(tmp_path, "path\n~/a.svs\n"))
+    assert entry.path == tmp_path / "a.svs"
+
+
+def test_pictures_of_an_earlier_run_are_no_slides(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "out/contours_geojson/a.geojson", "out/contours/a.jpg", "out/thumbnails/a.jpg")
+    touch(tmp_path, "contours/b.jpg")
+    assert ids(tmp_path) == ["a", "b"], "only beside contours_geojson"

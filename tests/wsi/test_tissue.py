@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -252,3 +253,13 @@ def test_geojson_is_what_qupath_and_trident_write() -> None:
     shifted = json.loads(to_geojson(found, name="x", origin_l0=(30, 20)))
     assert shifted["features"][0]["geometry"]["coordinates"][0][0] == [exterior[0][0] - 30, exterior[0][1] - 20]
     assert json.loads(to_geojson(TissueMask(mask=mask & False, scale_l0=(1, 1), polygons=(), area_mm2=0), name=""))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"mpp": -1.0}, {"mpp": math.nan}, {"pale": 0.1}, {"sure": 0.0}, {"smooth_um": -1.0}, {"close_um": math.nan}],
+)
+def test_impossible_settings_are_refused_before_any_slide(wrong: dict[str, float]) -> None:
+    with pytest.raises(UsageError) as caught:
+        Hysteresis(**wrong)
+    assert caught.value.hint

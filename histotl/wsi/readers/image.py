@@ -58,6 +58,10 @@ class ImageReader:
         return _open_tiff(path, share, self.max_pixels)
 
 
+_STRIP_PX = 512
+"""Height of the strips that a picture is converted in."""
+
+
 class _Source(Protocol):
     """Pixels of one level."""
 
@@ -139,9 +143,17 @@ class _PillowSource:
     def _decode(self) -> Pixels:
         try:
             with _pillow(self.path) as image:
-                if image.mode in ("RGBA", "PA") or "transparency" in image.info:
-                    return composite(np.asarray(image.convert("RGBA")), _BACKGROUND)
-                return np.asarray(image.convert("RGB"))
+                see_through = image.mode in ("RGBA", "PA") or "transparency" in image.info
+                pixels = np.empty((self.height, self.width, 3), np.uint8)
+                # In strips: converting all at once takes several times the picture's memory.
+                for top in range(0, self.height, _STRIP_PX):
+                    strip = image.crop((0, top, self.width, min(top + _STRIP_PX, self.height)))
+                    pixels[top : top + _STRIP_PX] = (
+                        composite(np.asarray(strip.convert("RGBA")), _BACKGROUND)
+                        if see_through
+                        else np.asarray(strip.convert("RGB"))
+                    )
+                return pixels
         except (OSError, SyntaxError, ValueError) as error:
             fact = f"{self.path.name}: the picture cannot be decoded: {one_line(error)}"
             raise SlideReadError(fact, hint=_CURE_DAMAGED) from error

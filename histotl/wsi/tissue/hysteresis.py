@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from histotl.core.errors import UsageError
 from histotl.core.registry import register
 from histotl.wsi.readers.base import Pixels
 
@@ -69,6 +71,16 @@ class Hysteresis:
     pale: float = 0.02
     smooth_um: float = 5.0
     close_um: float = 24.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mpp < math.inf:
+            raise UsageError(f"hysteresis: mpp is {self.mpp}", hint="give µm per pixel above 0, such as 8")
+        if not 0 < self.pale <= self.sure:
+            fact = f"hysteresis: pale is {self.pale} and sure is {self.sure}"
+            raise UsageError(fact, hint="give densities with 0 < pale <= sure, such as 0.02 and 0.045")
+        if not (self.smooth_um >= 0 and self.close_um >= 0):
+            fact = f"hysteresis: smooth_um is {self.smooth_um}, close_um is {self.close_um}"
+            raise UsageError(fact, hint="give micrometres, 0 or more")
 
     def segment(self, image: Pixels, mpp: float) -> Mask:
         """Mask of tissue; see :class:`histotl.wsi.tissue.base.TissueSegmenter`."""
