@@ -23,8 +23,9 @@ from histotl.store.lock import SlideLock
 FOLDER = "10x_64px_0px_overlap"
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
 from dataclasses import dataclass
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from histotl.backbones.color_stats import ColorStatsEmbedder
 from histotl.core.registry import register
 from histotl.embed.config import EmbedConfig, TileConfig
@@ -133,6 +134,7 @@ def test_failures_of_slides_that_others_work_on_are_kept(tmp_path):
 
 def test_an_interrupt_waits_for_the_end_of_an_unbroken_block():
     done: list[str] = []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - the block is the subject
         with unbroken():
             os.kill(os.getpid(), signal.SIGINT)
@@ -140,7 +142,7 @@ def test_an_interrupt_waits_for_the_end_of_an_unbroken_block():
             done.append("inside")
         done.append("after")
     assert done == ["inside"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
 
 def test_paths_may_be_text(slides, tmp_path, tiling, config):
