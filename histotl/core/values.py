@@ -184,7 +184,7 @@ class BackboneCard:
     @property
     def slug(self) -> str:
         """Name that is safe in a path, such as ``timm-resnet50.a1_in1k``."""
-        return "".join(c if c.isalnum() or c in "._-" else "-" for c in self.name)
+        return slug_of(self.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +253,11 @@ class SlideEntry:
     slide_id: str
     mpp: float | None = None
     mpp_source: str = field(default="manifest")
+
+
+def slug_of(name: str) -> str:
+    """A name that is safe in a path: letters, digits and ``. _ -`` stay, everything else becomes ``-``."""
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
 
 
 def _flatten(tree: dict[str, object], prefix: str = "") -> dict[str, object]:

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 import torch
 
-from histotl.core.errors import SetupError, UsageError
 from histotl.core.values import BackboneCard
 from histotl.embed.config import EmbedConfig, Precision
 
@@ -17,27 +16,6 @@ FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _GPU_TILES, _CPU_TILES = 256, 32
 _MAX_WORKERS = 8
-
-
-def choose_device(name: str) -> torch.device:
-    """Turn ``auto``, ``cpu``, ``cuda:1`` … into a device that is there; ``auto`` takes a CUDA GPU, else the CPU.
-
-    Raises:
-        UsageError: Not the name of a device.
-        SetupError: This machine, or this build of torch, does not have it.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"device {name!r} is none that torch knows", hint="give auto, cpu, cuda or cuda:1") from error
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        # A build of torch without CUDA answers with an AssertionError.
-        raise SetupError(f"device {name!r} cannot be used: {error}", hint="give --device cpu or auto") from error
-    return device
 
 
 def choose_precision(asked: Precision, card: BackboneCard, device: torch.device) -> str:

@@ -18,6 +18,7 @@ from typing import cast
 
 import torch
 
+from histotl.core.device import choose_device
 from histotl.core.errors import StoreError
 from histotl.core.progress import Report, silent
 from histotl.core.provenance import Provenance
@@ -31,7 +32,7 @@ from histotl.embed._plan import plan_slide, sample_rows, source_digest, tissue_s
 from histotl.embed._reading import Handles, ReadAhead, Turn
 from histotl.embed._slides import Advance, SlideRun, list_entries, open_entry
 from histotl.embed.config import EmbedConfig, TileConfig
-from histotl.embed.device import choose_batch_size, choose_device, choose_workers, compute_settings
+from histotl.embed.device import choose_batch_size, choose_workers, compute_settings
 from histotl.embed.summary import RunSummary
 from histotl.image.stain.base import StainNormalizer, StainTransform
 from histotl.store import layout

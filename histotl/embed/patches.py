@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from histotl.core.device import choose_device
 from histotl.core.errors import SlideError
 from histotl.core.progress import Report, Step, silent
 from histotl.core.provenance import Provenance
@@ -29,7 +30,7 @@ from histotl.embed._models import Model, Output, load_models
 from histotl.embed._patch_set import Patch, PatchFacts, inspect_patch, list_patches, read_patch, set_name
 from histotl.embed._reading import ReadAhead
 from histotl.embed.config import EmbedConfig
-from histotl.embed.device import choose_batch_size, choose_device, choose_workers, compute_settings
+from histotl.embed.device import choose_batch_size, choose_workers, compute_settings
 from histotl.embed.summary import Failure, RunSummary, write_failures
 from histotl.image.stain.base import StainNormalizer
 from histotl.store import layout

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from histotl.core.errors import SetupError, TableError, UsageError
+from histotl.core.device import choose_device
+from histotl.core.errors import TableError
 from histotl.core.progress import Report, Step, silent
 from histotl.learn._trainer import Data, train_one
 from histotl.learn.bags import Bags
@@ -97,7 +98,7 @@ def fit(
     train, val = train.known(), val.known()
     if not len(val.bags):
         raise TableError("no row of val has a label", hint="label some, or let --fractions make a split")
-    device = pick_device(config.device)
+    device = choose_device(config.device)
     objective = Objective(tasks, train.targets, balancing=config.balancing, class_balance=config.class_balance)
     architecture = Architecture(
         in_dim=train.bags.source.dim,
@@ -167,27 +168,6 @@ class _Runs:
         self._report(Step(stage="train", done=len(self.networks), total=self._total, message=text))
         log.info(text)
         return loss
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of a name; ``auto`` is the GPU where there is one.
-
-    Raises:
-        UsageError: No such name.
-        SetupError: A GPU was asked for and there is none.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"device {name!r} is unknown", hint="give auto, cpu, cuda or cuda:1") from error
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"device {name!r} is not supported", hint="give auto, cpu, cuda or cuda:1")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        fact = f"device {name!r} was asked for, but torch sees {torch.cuda.device_count()} GPUs"
-        raise SetupError(fact, hint="give --device auto or cpu")
-    return device
 
 
 def _set_scale(network: Network, bags: Bags) -> None:

@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from histotl.core.device import choose_device
 from histotl.core.errors import CorruptFileError, IdentityError, TableError
 from histotl.core.progress import Report, Step, silent
 from histotl.core.provenance import Provenance, file_digest
 from histotl.learn.bags import Bags, BagStore, Packed
 from histotl.learn.config import PredictConfig
-from histotl.learn.fit import pick_device
 from histotl.learn.folder import check_folder
 from histotl.learn.gate import GateScores
 from histotl.learn.gate_fit import mean_vectors
@@ -77,7 +77,7 @@ def predict(
     """
     config, model_folder, out = config or PredictConfig(), Path(model), Path(out)
     check_folder(out)
-    loaded = load_model(model_folder).to(pick_device(config.device))
+    loaded = load_model(model_folder).to(choose_device(config.device))
     store = BagStore.open(features, backbone=config.backbone)
     if store.kind != loaded.kind:
         raise IdentityError(

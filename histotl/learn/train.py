@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from histotl.core.atomic import atomic_path, write_text
+from histotl.core.device import choose_device
 from histotl.core.errors import UsageError
 from histotl.core.progress import Report, Step, silent
 from histotl.core.provenance import Provenance, file_digest
@@ -21,7 +22,7 @@ from histotl.learn.bags import Bags, BagStore
 from histotl.learn.calibrate import calibrate
 from histotl.learn.cohort import Cohort, build_cohort, label_counts
 from histotl.learn.config import TrainConfig, check_plugins
-from histotl.learn.fit import Fitted, Labelled, fit, pick_device
+from histotl.learn.fit import Fitted, Labelled, fit
 from histotl.learn.folder import check_folder
 from histotl.learn.gate import Gate
 from histotl.learn.gate_fit import fit_gate
@@ -140,7 +141,7 @@ def _prepare(
     """Check everything that can be checked before the first step of training."""
     checked = check_names(tasks, reserved=config.bag)
     check_plugins(config)
-    pick_device(config.device)
+    choose_device(config.device)
     store = BagStore.open(features, backbone=config.backbone)
     level = pick_level(config, store)
     return store, level, build_cohort(table, store, checked, config)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from histotl.core.atomic import TEMPORARY_SUFFIX
 from histotl.core.errors import StoreError, UsageError
-from histotl.core.values import BackboneCard, TileSpec
+from histotl.core.values import BackboneCard, TileSpec, slug_of
 from histotl.store.lock import STALE_S
 from histotl.store.process import began_at, is_alive
 
@@ -162,12 +162,7 @@ def _files(folder: Path) -> list[Path]:
 def _is_of(folder: Path, backbone: str) -> bool:
     # A spec such as timm/x(weights='random') names its folder by what stands before the bracket.
     names = {backbone, backbone.partition("(")[0]}
-    return folder.name.removeprefix(_PREFIX) in names | {_slug(name) for name in names}
-
-
-def _slug(name: str) -> str:
-    """As `BackboneCard.slug`, of a name without a card."""
-    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
+    return folder.name.removeprefix(_PREFIX) in names | {slug_of(name) for name in names}
 
 
 def _safe(name: str) -> str:

@@ -17,7 +17,6 @@ from histotl.embed._plan import sample_rows
 from histotl.embed.config import EmbedConfig, TileConfig
 from histotl.embed.device import (
     choose_batch_size,
-    choose_device,
     choose_precision,
     choose_workers,
     compute_settings,
@@ -103,15 +102,6 @@ def test_batches_shrink_with_the_tiles():
     assert choose_batch_size(auto, GPU, 448) == 64
     assert choose_batch_size(auto, CPU, 64) == 32
     assert choose_batch_size(auto, CPU, 100_000) == 1
-
-
-def test_devices():
-    assert choose_device("cpu") == CPU
-    assert choose_device("auto").type in ("cpu", "cuda")
-    with pytest.raises(UsageError, match="quantum"):
-        choose_device("quantum")
-    with pytest.raises(SetupError, match="cuda:99"):
-        choose_device("cuda:99")
 
 
 @pytest.mark.parametrize(("cores", "gpu", "cpu"), [(1, 1, 1), (2, 1, 1), (16, 8, 4), (64, 8, 8)])

@@ -7,7 +7,6 @@ import pytest
 
 from histotl.core.errors import UnknownNameError, UsageError
 from histotl.learn.config import PredictConfig, TrainConfig, check_plugins
-from histotl.learn.fit import pick_device
 
 
 @pytest.mark.parametrize(
@@ -32,9 +31,3 @@ def test_lists_single_texts_and_none() -> None:
 def test_wrong_component_names_are_told_before_anything_is_read(wrong: dict[str, object]) -> None:
     with pytest.raises(UnknownNameError, match="is called"):
         check_plugins(TrainConfig(**wrong))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("name", ["meta", "mps", "gpu"])
-def test_devices_that_cannot_train_are_refused(name: str) -> None:
-    with pytest.raises(UsageError, match=name):
-        pick_device(name)

@@ -9,12 +9,12 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from histotl.core.errors import SetupError, TableError, UsageError
+from histotl.core.errors import TableError, UsageError
 from histotl.core.progress import Step
 from histotl.learn.bags import Packed
 from histotl.learn.calibrate import averaged
 from histotl.learn.config import TrainConfig
-from histotl.learn.fit import Fitted, Labelled, fit, pick_device
+from histotl.learn.fit import Fitted, Labelled, fit
 from histotl.learn.network import evaluating
 from histotl.learn.task import Task
 
@@ -165,14 +165,6 @@ def test_tiny_sets_work_and_unlabelled_validation_is_refused(labelled: Make, qui
     assert np.isfinite(answers(linear, tiny)).all()
     with pytest.raises(TableError, match="no row of val"):
         fit(tiny, labelled(x, {"yes": np.full(3, np.nan)}), tasks=[YES], config=quick)
-
-
-def test_devices() -> None:
-    assert pick_device("cpu").type == "cpu"
-    with pytest.raises(UsageError, match="'tpu9'"):
-        pick_device("tpu9")
-    with pytest.raises(SetupError, match="torch sees"):
-        pick_device("cuda:99")
 
 
 def test_settings_out_of_range_are_refused() -> None:
