@@ -19,7 +19,7 @@ from histotl.core.values import SlideInfo
 from histotl.wsi._opening import first_that_opens, slide_name, with_pixel_size
 from histotl.wsi.readers._brightfield import check_brightfield
 from histotl.wsi.readers.array import ArrayBackend
-from histotl.wsi.readers.base import Pixels, SlideBackend
+from histotl.wsi.readers.base import Pixels, SlideBackend, TiledLevel
 from histotl.wsi.tiling import best_level, level_scale
 
 _BLOCK_PX = 16_000_000
@@ -92,6 +92,22 @@ class Slide:
         image = self._resample((0.0, 0.0), (info.width, info.height), (width, height), None)
         return image, (info.width * info.mpp_x / width + info.height * info.mpp_y / height) / 2
 
+    def tiled(self, level: int) -> TiledLevel | None:
+        """Direct access to the compressed tiles of a level, valid until the slide is closed; None where there is none.
+
+        Raises:
+            SlideOpenError: The file cannot be opened again.
+        """
+        return self._opened().tiled(level)
+
+    def decoding(self, level: int) -> str:
+        """How a level is decoded, in words.
+
+        Raises:
+            SlideOpenError: The file cannot be opened again.
+        """
+        return self._opened().decoding(level)
+
     def close(self) -> None:
         """Give the file back; a later read opens it again."""
         if self._backend is not None:
@@ -150,6 +166,11 @@ class Slide:
             halves.append(self._resample((corner[0], corner[1]), (size[0], size[1]), (shape[0], shape[1]), level))
         return np.concatenate(halves, axis=1 - axis)
 
+    def _opened(self) -> SlideBackend:
+        if self._backend is None:
+            self._backend = self._reopen()
+        return self._backend
+
     def _region(self, level: int, left: int, top: int, right: int, bottom: int) -> Pixels:
         """Pixels of a level as they are; background where the rectangle leaves it."""
         found = self.info.levels[level]
@@ -158,8 +179,7 @@ class Slide:
         scale_x, scale_y = level_scale(self.info, level)
         inside = None
         if x1 > x0 and y1 > y0:
-            backend = self._backend = self._backend or self._reopen()
-            inside = backend.read_region(round_px(x0 * scale_x), round_px(y0 * scale_y), level, x1 - x0, y1 - y0)
+            inside = self._opened().read_region(round_px(x0 * scale_x), round_px(y0 * scale_y), level, x1 - x0, y1 - y0)
             if (x0, y0, x1, y1) == (left, top, right, bottom):
                 return inside
         canvas = np.empty((bottom - top, right - left, 3), np.uint8)

@@ -23,6 +23,8 @@ FLOORS = {
 FENCES = {
     "openslide": ("wsi/", "cli/doctor.py"),
     "tifffile": ("wsi/",),
+    "simplejpeg": ("wsi/",),
+    "cv2": ("wsi/",),
     "imagecodecs": ("wsi/",),
     "albumentations": ("image/augment/",),
     "timm": ("backbones/",),

@@ -16,7 +16,7 @@ from histotl.core.registry import register
 from histotl.core.units import round_px
 from histotl.core.values import Level, SlideInfo
 from histotl.wsi.readers._pixels import composite, one_line
-from histotl.wsi.readers.base import Pixels
+from histotl.wsi.readers.base import Pixels, TiledLevel
 from histotl.wsi.tiling import level_scale
 
 
@@ -101,6 +101,14 @@ class ArrayBackend:
         left, top = round_px(x_l0 / scale_x), round_px(y_l0 / scale_y)
         region = self._levels[level][top : top + height, left : left + width]
         return composite(region, self._info.background) if region.shape[2] == 4 else np.array(region)
+
+    def tiled(self, level: int) -> TiledLevel | None:  # noqa: ARG002 - the contract's form
+        """None: there is nothing compressed."""
+        return None
+
+    def decoding(self, level: int) -> str:  # noqa: ARG002 - the contract's form
+        """Nothing is decoded."""
+        return "from memory"
 
     def close(self) -> None:
         """Nothing to give back."""

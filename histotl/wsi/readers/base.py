@@ -7,6 +7,7 @@ borders, resampling, tiling) is in ``wsi`` and the same for all readers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +17,45 @@ import numpy.typing as npt
 from histotl.core.values import SlideInfo
 
 Pixels = npt.NDArray[np.uint8]
+
+
+class TiledLevel(Protocol):
+    """The compressed tiles of one level, reached directly: what lets every tile be decoded once.
+
+    A regular grid of tiles, numbered row by row. It belongs to its backend, may be used by several threads at once, and
+    is closed with the backend.
+    """
+
+    @property
+    def tile_size(self) -> tuple[int, int]:
+        """(width, height) of a decoded tile in pixels of the level; tiles at the border are whole, with padding."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns) of tiles."""
+
+    @property
+    def present(self) -> npt.NDArray[np.bool_]:
+        """Tiles that the file has, bool (rows, columns); the pixels of the others only ``read_region`` knows."""
+
+    def fetch(self, tiles: Sequence[int]) -> list[bytes]:
+        """Compressed bytes of tiles that are present; tiles that lie near each other in the file share one read.
+
+        Raises:
+            SlideReadError: The file ends before, or cannot be read.
+        """
+
+    def decode(self, tile: int, data: bytes, out: Pixels | None = None) -> Pixels:
+        """Decode one tile, the same pixels as ``read_region`` gives; the interpreter lock is released meanwhile.
+
+        Args:
+            tile: Its number.
+            data: What :meth:`fetch` gave.
+            out: C-contiguous uint8 (tile height, tile width, 3) to decode into; a new array when None.
+
+        Raises:
+            SlideReadError: The bytes cannot be decoded. Never returns made-up pixels instead.
+        """
 
 
 class SlideBackend(Protocol):
@@ -41,6 +81,12 @@ class SlideBackend(Protocol):
         Raises:
             SlideReadError: The region cannot be decoded. Never returns made-up pixels instead.
         """
+
+    def tiled(self, level: int) -> TiledLevel | None:
+        """Direct access to the compressed tiles of a level; None where regions are the only way."""
+
+    def decoding(self, level: int) -> str:
+        """How a level is decoded, in words for ``info``; for a level that is not tiled, with the reason."""
 
     def close(self) -> None:
         """Give the file back; calling twice does no harm."""

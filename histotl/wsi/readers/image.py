@@ -19,7 +19,7 @@ from histotl.core.units import round_px
 from histotl.core.values import SlideInfo
 from histotl.wsi.readers._pixels import composite, one_line
 from histotl.wsi.readers.array import level_of
-from histotl.wsi.readers.base import Pixels, SlideBackend
+from histotl.wsi.readers.base import Pixels, SlideBackend, TiledLevel
 from histotl.wsi.tiling import level_scale
 
 if TYPE_CHECKING:
@@ -89,6 +89,14 @@ class ImageBackend:
         """Decode a rectangle of one level; see :class:`histotl.wsi.readers.base.SlideBackend`."""
         scale_x, scale_y = level_scale(self._info, level)
         return self._levels[level].read(round_px(x_l0 / scale_x), round_px(y_l0 / scale_y), width, height)
+
+    def tiled(self, level: int) -> TiledLevel | None:  # noqa: ARG002 - the contract's form
+        """None: regions only."""
+        return None
+
+    def decoding(self, level: int) -> str:  # noqa: ARG002 - the contract's form
+        """How a level is decoded, in words."""
+        return self._info.reader
 
     def close(self) -> None:
         """Give the file back; calling twice does no harm."""

@@ -17,7 +17,7 @@ from histotl.core.registry import register
 from histotl.core.units import round_px
 from histotl.core.values import Level, SlideInfo
 from histotl.wsi.readers._pixels import composite, one_line
-from histotl.wsi.readers.base import Pixels
+from histotl.wsi.readers.base import Pixels, TiledLevel
 from histotl.wsi.tiling import level_scale
 
 if TYPE_CHECKING:
@@ -92,6 +92,14 @@ class OpenSlideBackend:
             fact = f"{self._path.name}: {where} cannot be decoded: {one_line(error)}"
             raise SlideReadError(fact, hint="the file is damaged: copy or export it again") from error
         return composite(np.asarray(rgba), self._info.background)
+
+    def tiled(self, level: int) -> TiledLevel | None:  # noqa: ARG002 - the contract's form
+        """None: regions only."""
+        return None
+
+    def decoding(self, level: int) -> str:  # noqa: ARG002 - the contract's form
+        """How a level is decoded, in words."""
+        return self._info.reader
 
     def close(self) -> None:
         """Give the file back; calling twice does no harm."""
