@@ -5,12 +5,35 @@ from __future__ import annotations
 import fnmatch
 
 # Importing a room's cases registers them.
-from benchmarks.speed import cases_embed, cases_learn, cases_pixels, cases_read, cases_store  # noqa: F401
+from benchmarks.speed import (  # noqa: F401
+    cases_embed,
+    cases_flow,
+    cases_gpu,
+    cases_learn,
+    cases_memory,
+    cases_pixels,
+    cases_read,
+    cases_store,
+    cases_tissue,
+)
 from benchmarks.speed.harness import MAKERS, run
 
 __all__ = ["KEYS", "chosen", "run"]
 
-ORDER = ("read", "tissue", "stain", "pixels", "backbone", "embed", "store", "learn", "evaluate")
+ORDER = (
+    "read",
+    "tissue",
+    "stain",
+    "pixels",
+    "backbone",
+    "flow",
+    "embed",
+    "memory",
+    "gpu",
+    "store",
+    "learn",
+    "evaluate",
+)
 
 KEYS = sorted(MAKERS, key=lambda key: ORDER.index(key.partition("/")[0]))
 """Keys of all cases; within a room in the order of the file."""

@@ -1,147 +1,176 @@
-"""The engine end to end, on painted slides and with networks of random weights, on the CPU."""
+"""The engine end to end with networks of random weights, on the CPU."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import torch
 
-from benchmarks.speed.harness import Case, case
-from benchmarks.speed.inputs import Inputs, resident_tiles
-from histotl.backbones._network import NetworkEmbedder
-from histotl.backbones._preprocess import prepare
-from histotl.backbones.base import Backbone, Embedder
-from histotl.core.registry import create
-from histotl.embed.config import EmbedConfig, TileConfig
-from histotl.embed.device import choose_batch_size, choose_workers, compute_settings
-from histotl.embed.engine import embed_slides
+from benchmarks.speed import peers
+from benchmarks.speed.harness import Case, Figure, case, torch_threads
+from benchmarks.speed.inputs import Inputs, planned, resident_tiles
+from benchmarks.speed.running import Bare, embed, engine_threads, features, load
+from benchmarks.speed.sampling import timm_spec
+from histotl.embed.config import TileConfig
 from histotl.store import layout
-from histotl.store.embeddings import open_embeddings
+from histotl.wsi.tiles import TileReader
 
-NETWORK = "timm/mobilenetv3_small_100(weights='random')"
+FAST, SECOND = "mobilenetv3_small_100", "mobilenetv3_small_075"
 SCATTERING = "scattering"
-CPU = torch.device("cpu")
+RESIDENT = 512
 
 
-def _config(*backbones: str) -> EmbedConfig:
-    return EmbedConfig(backbone=backbones, device="cpu", overwrite=True)
+def _close_to(found: np.ndarray, wanted: torch.Tensor) -> bool:
+    """Features of our file (half precision) and of the bare network, for the tiles that it holds."""
+    return np.allclose(found[: len(wanted)], wanted.numpy(), rtol=1e-2, atol=1e-3)
 
 
-def _embed(slides: Path, out: Path, tiling: TileConfig, *backbones: str) -> int:
-    """Embed, all slides or an error; returns the number of tiles."""
-    summary = embed_slides(slides, out, tiling=tiling, config=_config(*backbones))
-    if summary.failed:
-        raise RuntimeError(str(summary.failed[0]))
-    return summary.n_tiles
-
-
-def _load(spec: str) -> Embedder:
-    return cast("Backbone", create("backbone", spec)).load(CPU)
-
-
-def _bare_forward(spec: str, tiles: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """The network alone, on tiles in memory in the form that it takes, in the engine's batches and threads."""
-    embedder, config = _load(spec), _config(spec)
-    batches = torch.split(tiles, choose_batch_size(config, CPU, tiles.shape[1]))
-    if isinstance(embedder, NetworkEmbedder):
-        forward, inputs = embedder.forward, [prepare(batch, embedder.card) for batch in batches]
-    else:
-        forward, inputs = embedder, list(batches)
-
-    def run() -> torch.Tensor:
-        with torch.inference_mode(), compute_settings(choose_workers(config, CPU)):
-            return torch.cat([forward(batch) for batch in inputs])
-
-    return run
-
-
-def _end_to_end(inputs: Inputs, spec: str, name: str, tiling: TileConfig, rounds: int) -> Case:
-    slide, out = inputs.ordinary, inputs.folder / f"embedded-{name}"
-    tiles = resident_tiles(slide, tiling)
-    card = _load(spec).card
-
-    def same(_: int, wanted: torch.Tensor) -> bool:
-        with open_embeddings(layout.features_path(out, tiling.spec, card, slide.stem)) as file:
-            return np.allclose(file.read(), wanted.numpy(), rtol=1e-2, atol=1e-3)
-
+def _end_to_end(inputs: Inputs, name: str, slide: Path) -> Case:
+    spec, out = timm_spec(name), inputs.folder / f"embedded-{name}"
+    bare = Bare(spec, name, resident_tiles(slide, TileConfig(), RESIDENT), engine_threads(inputs))
+    count = embed(slide, out, spec).n_tiles
     return Case(
-        name=f"embed_slides, {name}, {len(tiles)} tiles of 224 px",
-        against="bare forward on resident tiles, same batches and threads (floor)",
-        ours=lambda: _embed(slide, out, tiling, spec),
-        reference=_bare_forward(spec, tiles),
-        same=same,
+        name=f"embed_slides, {name}, {count} tiles of 224 px",
+        against=f"bare torch, loading and forward ({bare.form}) on resident float tiles (floor)",
+        ours=lambda: embed(slide, out, spec).n_tiles,
+        reference=lambda: bare.run(count),
+        same=lambda tiles, wanted: tiles == count and _close_to(features(out, spec, slide), wanted),
         goal=1 / 0.95,
         threads=None,
-        units=len(tiles),
+        units=count,
         unit="tiles",
-        most_rounds=rounds,
+        figures=(Figure(text="{} of the bare network's rate", of=lambda s: s.reference / s.ours),),
     )
 
 
-@case("embed/network")
-def network(inputs: Inputs) -> Case:
+@case("embed/mobilenetv3_small_100")
+def mobilenet(inputs: Inputs) -> Case:
     """A small CNN: the faster the network, the more the rest of the engine shows."""
-    tiling = TileConfig(overlap_px=inputs.scale.overlap_px)
-    return _end_to_end(inputs, NETWORK, "mobilenetv3_small_100", tiling, 3)
+    return _end_to_end(inputs, FAST, inputs.flow)
+
+
+@case("embed/resnet50")
+def resnet50(inputs: Inputs) -> Case:
+    """A large CNN."""
+    return _end_to_end(inputs, "resnet50", inputs.slow)
+
+
+@case("embed/vit_small_patch16_224")
+def vit_small(inputs: Inputs) -> Case:
+    """A transformer."""
+    return _end_to_end(inputs, "vit_small_patch16_224", inputs.slow)
 
 
 @case("embed/scattering")
 def scattering_slide(inputs: Inputs) -> Case:
-    """The default backbone."""
-    return _end_to_end(inputs, SCATTERING, "scattering", TileConfig(), 3)
+    """The default backbone, against its own forward pass."""
+    slide, out = inputs.end, inputs.folder / "embedded-scattering"
+    tiles, threads, embedder = resident_tiles(slide, TileConfig()), engine_threads(inputs), load(SCATTERING)
+
+    def forward() -> torch.Tensor:
+        with torch.inference_mode(), torch_threads(threads):
+            return torch.cat([embedder(batch) for batch in tiles.split(32)])
+
+    return Case(
+        name=f"embed_slides, scattering, {len(tiles)} tiles of 224 px",
+        against=f"its forward pass on resident tiles, {threads} threads (floor)",
+        ours=lambda: embed(slide, out, SCATTERING).n_tiles,
+        reference=forward,
+        same=lambda _, wanted: _close_to(features(out, SCATTERING, slide), wanted),
+        goal=1 / 0.95,
+        threads=None,
+        figures=(Figure(text="{} tiles/s", of=lambda s: len(tiles) / s.ours, goal=20, more=True),),
+    )
+
+
+@case("embed/trident")
+def trident(inputs: Inputs) -> Case:
+    """The same network with the same weights in TRIDENT's loop, on the same tiles."""
+    slide, out, spec = inputs.end, inputs.folder / "embedded-trident", timm_spec(FAST)
+    peer = peers.start(inputs, "TRIDENT")
+    embed(slide, out, spec, dtype="fp32")
+    exact = np.array(features(out, spec, slide))
+    coords = layout.coords_path(out, TileConfig().spec, slide.stem)
+    return Case(
+        name=f"embed_slides, {FAST}, {len(exact)} tiles of 224 px",
+        against="TRIDENT's own extraction of the same tiles, found before; its defaults",
+        ours=lambda: embed(slide, out, spec).n_tiles,
+        reference=lambda: peer.embed(slide, coords, inputs.folder / "trident-features", FAST),
+        same=lambda tiles, file: tiles == len(exact) and peers.agreeing(lambda: exact, file),
+        goal=1 / 1.7,
+        threads=None,
+        units=len(exact),
+        unit="tiles",
+        figures=(Figure(text="theirs {} tiles/s", of=lambda s: len(exact) / s.reference),),
+        close=peer.worker.close,
+    )
 
 
 @case("embed/two-backbones")
 def two_backbones(inputs: Inputs) -> Case:
-    """One read for both, against one run each."""
-    slide, tiling = inputs.ordinary, TileConfig()
-    both, one, other = (inputs.folder / name for name in ("both", "first", "second"))
+    """One pass for both."""
+    slide, out, names = inputs.end, inputs.folder / "both", (FAST, SECOND)
+    specs, threads = [timm_spec(name) for name in names], engine_threads(inputs)
+    tiles = resident_tiles(slide, TileConfig(), RESIDENT)
+    bare = [Bare(spec, name, tiles, threads) for spec, name in zip(specs, names, strict=True)]
+    opened, grid = planned(slide, TileConfig())
+
+    def forwards_and_read() -> list[torch.Tensor]:
+        with TileReader(opened, grid) as reader:
+            for start in range(0, len(grid), 64):
+                reader.read(slice(start, start + 64))
+        return [net.run(len(grid)) for net in bare]
+
     return Case(
-        name="embed_slides, mobilenetv3_small_100 and color_stats in one read",
-        against="the sum of two runs",
-        ours=lambda: _embed(slide, both, tiling, NETWORK, "color_stats"),
-        reference=lambda: _embed(slide, one, tiling, NETWORK) + _embed(slide, other, tiling, "color_stats"),
-        same=lambda tiles, sum_of_both: 2 * tiles == sum_of_both,
+        name=f"embed_slides, {FAST} and {SECOND} in one pass, {len(grid)} tiles",
+        against="the sum of their bare networks, and reading the tiles once (floor)",
+        ours=lambda: embed(slide, out, *specs).n_tiles,
+        reference=forwards_and_read,
+        same=lambda _, wanted: all(
+            _close_to(features(out, spec, slide), made) for spec, made in zip(specs, wanted, strict=True)
+        ),
+        goal=1.05,
         threads=None,
-        most_rounds=3,
+        close=opened.close,
     )
 
 
 @case("embed/small-slides")
 def small_slides(inputs: Inputs) -> Case:
     """What a slide costs beside its tiles."""
-    many, one = inputs.small_slides, inputs.large_slide
+    many, one, spec = inputs.small_slides, inputs.large_slide, timm_spec(FAST)
     count, tiling = inputs.scale.small_slides, TileConfig(min_tissue=0)
     tiles = int(np.prod(inputs.scale.large_tiles))
     return Case(
-        name=f"embed_slides, {count} slides of {tiles // count} tiles, mobilenetv3_small_100",
+        name=f"embed_slides, {count} slides of {tiles // count} tiles, {FAST}",
         against=f"one slide of {tiles} tiles",
-        ours=lambda: _embed(many, inputs.folder / "many", tiling, NETWORK),
-        reference=lambda: _embed(one, inputs.folder / "one", tiling, NETWORK),
+        ours=lambda: embed(many, inputs.folder / "of-many", spec, tiling=tiling).n_tiles,
+        reference=lambda: embed(one, inputs.folder / "of-one", spec, tiling=tiling).n_tiles,
         same=lambda a, b: a == b == tiles,
+        goal=1 / 0.95,
         threads=None,
-        note=lambda a, b: f"{(a - b) / (count - 1) * 1e3:.0f} ms more a slide, goal ≤ 50",
-        most_rounds=3,
+        units=tiles,
+        unit="tiles",
+        figures=(Figure(text="{} ms more a slide", of=lambda s: (s.ours - s.reference) / (count - 1) * 1e3, goal=50),),
     )
 
 
 @case("backbone/scattering")
 def scattering_batch(inputs: Inputs) -> Case:
     """The default backbone beside one of the fastest networks there are."""
-    tiles, scattering, net = inputs.batch, _load(SCATTERING), _load(NETWORK)
+    tiles, embedders = inputs.batch, {spec: load(spec) for spec in (SCATTERING, timm_spec(FAST))}
 
-    def forward(embedder: Embedder) -> torch.Tensor:
+    def forward(spec: str) -> torch.Tensor:
         with torch.inference_mode():
-            return embedder(tiles)
+            return cast("torch.Tensor", embedders[spec](tiles))
 
     return Case(
         name="scattering, tiles of 224 px, one thread",
-        against="mobilenetv3_small_100 on the same tiles",
-        ours=lambda: forward(scattering),
-        reference=lambda: forward(net),
+        against=f"{FAST} on the same tiles",
+        ours=lambda: forward(SCATTERING),
+        reference=lambda: forward(timm_spec(FAST)),
         same=lambda a, b: len(a) == len(b),
         units=len(tiles),
         unit="tiles",

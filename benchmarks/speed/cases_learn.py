@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from sklearn.metrics import balanced_accuracy_score
 
-from benchmarks.speed.harness import Case, case
+from benchmarks.speed.harness import Case, Figure, case
 from benchmarks.speed.inputs import Inputs
 from histotl.evaluate.intervals import Estimate, Resamples, estimate
 from histotl.evaluate.metrics import balanced_accuracy
@@ -160,5 +160,5 @@ def bootstrap(inputs: Inputs) -> Case:
         reference=loop,
         same=same,
         scale=50.0,
-        note=lambda a, _: f"{a / resamples * 1e6:.1f} ms for 1000, goal ≤ 10",
+        figures=(Figure(text="{} ms for 1000", of=lambda s: s.ours / resamples * 1e6, goal=10),),
     )

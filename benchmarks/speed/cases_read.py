@@ -1,112 +1,287 @@
-"""From a file to tiles: reading, and finding the tissue."""
+"""From a file to tiles. Every repetition reads another part of the slide, so no cache of an earlier one helps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
+import numpy.typing as npt
 import openslide
+import tifffile
 
-from benchmarks.speed.harness import Case, case
-from benchmarks.speed.inputs import MPP, TILE_PX, Inputs, Pixels, jpeg_decoding, planned, whole_grid
+from benchmarks.speed.harness import Case, Figure, Measured, Sides, case
+from benchmarks.speed.inputs import MPP, Inputs, JpegTiles, Pixels, decode_all, planned, whole_grid
+from benchmarks.speed.workers import Worker, python
 from histotl.core.values import TileGrid
 from histotl.embed.config import TileConfig
-from histotl.wsi.tiles import read_tiles
+from histotl.wsi.slide import Slide
+from histotl.wsi.tiles import TileReader
+
+BAND_PX = 2048
+"""Height in level-0 pixels of what one repetition reads: all tissue of such a band, from left to right."""
+
+CHUNK = 64
+"""Tiles asked for at once: a batch, as in a run."""
 
 
-def _ours(path: Path, mpp: float = MPP) -> tuple[TileGrid, Callable[[], Pixels]]:
-    slide, grid = whole_grid(path, mpp)
-    return grid, lambda: read_tiles(slide, grid, slice(None))
+class Bands:
+    """Bands of one slide, read one after the other with one reader, as a run does.
+
+    Args:
+        path: The slide.
+        tile_px: Side of the tiles.
+        mpp: Their pixel size.
+        shift_px: Level-0 pixels by which the grid is moved off the file's own tiles.
+    """
+
+    def __init__(self, path: Path, tile_px: int, mpp: float = MPP, shift_px: int = 0) -> None:
+        self.slide, grid = planned(path, TileConfig(tile_px=tile_px, mpp=mpp))
+        limit = np.array([self.slide.info.width, self.slide.info.height]) - np.ceil(grid.footprint_l0)
+        corners = grid.coords_l0 + shift_px
+        inside = (corners <= limit).all(axis=1)
+        self.grid = dataclasses.replace(grid, coords_l0=corners[inside], tissue_fraction=grid.tissue_fraction[inside])
+        self.reader = TileReader(self.slide, self.grid)
+        band = self.grid.coords_l0[:, 1] // BAND_PX
+        starts = np.flatnonzero(np.diff(band, prepend=-1))
+        self.rows = [slice(a, b) for a, b in zip(starts, [*starts[1:], len(band)], strict=True)]
+        self.turn = {"ours": 0, "reference": 0}
+
+    def next(self, side: str) -> slice:
+        """Rows of the next band of one side; both sides get the same ones."""
+        rows = self.rows[self.turn[side] % len(self.rows)]
+        self.turn[side] += 1
+        return rows
+
+    def read(self) -> Measured:
+        """Read the next band; seconds a tile, as bands differ in size."""
+        rows = self.next("ours")
+        if self.turn["ours"] > len(self.rows):
+            self.reader.close()
+            self.reader = TileReader(self.slide, self.grid)
+        cpu, began = time.process_time(), time.perf_counter()
+        tiles = [self.reader.read(slice(a, min(a + CHUNK, rows.stop))) for a in range(rows.start, rows.stop, CHUNK)]
+        return _per_tile(began, cpu, rows, np.concatenate(tiles))
+
+    def close(self) -> None:
+        self.reader.close()
+        self.slide.close()
+
+    def corners(self, rows: slice) -> npt.NDArray[np.int64]:
+        """Upper left corners of the tiles of a band, in level-0 pixels."""
+        return self.grid.coords_l0[rows]
 
 
-def _raw_openslide(path: Path, grid: TileGrid) -> Callable[[], Pixels]:
-    """OpenSlide, Pillow, NumPy: what most tools do for every tile."""
-    slide, corners = openslide.OpenSlide(path), grid.coords_l0.tolist()
-
-    def read() -> Pixels:
-        tiles = np.empty((len(corners), TILE_PX, TILE_PX, 3), np.uint8)
-        for index, (x, y) in enumerate(corners):
-            tiles[index] = np.asarray(slide.read_region((x, y), 0, (TILE_PX, TILE_PX)).convert("RGB"))
-        return tiles
-
-    return read
+def _per_tile(began: float, cpu: float, rows: slice, result: object = None) -> Measured:
+    count = rows.stop - rows.start
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    return Measured(value=seconds / count, cpu=cpu / count, result=result)
 
 
-def _against_openslide(path: Path, name: str) -> Case:
-    grid, ours = _ours(path)
+def _against_decoding(bands: Bands, name: str, goal: float) -> Case:
+    files = JpegTiles(bands.slide.info.path)
+    footprint = bands.grid.footprint_l0
+    area = footprint[0] * footprint[1]
+
+    def decode() -> Measured:
+        rows = bands.next("reference")
+        data = files.spread(files.under(bands.corners(rows), footprint), (rows.stop - rows.start) * area)
+        cpu, began = time.process_time(), time.perf_counter()
+        decode_all(data)
+        measured = _per_tile(began, cpu, rows)
+        # Whole tiles are decoded, so the area is met to half a tile; the rest is made up for.
+        exact = (rows.stop - rows.start) * area / (len(data) * files.side**2)
+        return dataclasses.replace(measured, value=measured.value * exact)
+
+    def decoded_again(_: Sides) -> float:
+        seen = bands.rows[: bands.turn["ours"]]
+        needed: set[int] = set()
+        for rows in seen:
+            needed.update(files.under(bands.corners(rows), footprint))
+        return bands.reader.stats.jpeg_decoded / len(needed)
+
     return Case(
         name=name,
-        against="raw OpenSlide `read_region` → RGB → NumPy",
-        ours=ours,
-        reference=_raw_openslide(path, grid),
-        same=np.array_equal,
-        goal=0.25,
-        units=len(grid),
-        unit="tiles",
+        against="libjpeg-turbo decode of as many pixels, bytes in memory (floor)",
+        ours=bands.read,
+        reference=decode,
+        goal=goal,
+        figures=(
+            Figure(text="{} tiles/s", of=lambda s: 1 / s.ours),
+            Figure(text="JPEG tiles decoded for each one needed: {}", of=decoded_again, goal=1.0),
+        ),
+        close=bands.close,
     )
 
 
-def _against_decoding(path: Path, name: str, *, goal: float, mpp: float = MPP) -> Case:
-    grid, ours = _ours(path, mpp)
-    count, decode = jpeg_decoding(path, 0, len(grid) * grid.footprint_l0[0] * grid.footprint_l0[1])
+@case("read/aligned-256")
+def aligned(inputs: Inputs) -> Case:
+    """Every tile is one JPEG."""
+    return _against_decoding(Bands(inputs.huge, 256), "tile read 256 px, aligned", 1.3)
+
+
+@case("read/offset-256")
+def offset(inputs: Inputs) -> Case:
+    """Every tile lies on four."""
+    return _against_decoding(Bands(inputs.huge, 256, shift_px=100), "tile read 256 px, moved by 100 px", 1.6)
+
+
+@case("read/unaligned-224")
+def unaligned(inputs: Inputs) -> Case:
+    """The default tile."""
+    return _against_decoding(Bands(inputs.huge, 224), "tile read 224 px from JPEG tiles of 256", 1.6)
+
+
+@case("read/offset-512")
+def large(inputs: Inputs) -> Case:
+    """Large tiles off the file's raster."""
+    return _against_decoding(Bands(inputs.huge, 512, shift_px=100), "tile read 512 px, moved by 100 px", 1.8)
+
+
+@case("read/half-scale")
+def half_scale(inputs: Inputs) -> Case:
+    """Tiles at twice the slide's pixel size, with no level between: read 512 px, resample to 256."""
+    return _against_decoding(Bands(inputs.huge, 256, mpp=2 * MPP), "tile read 256 px at half scale (40x to 20x)", 1.8)
+
+
+def _against_openslide(bands: Bands, name: str) -> Case:
+    """OpenSlide, Pillow, NumPy: what most tools do for every tile."""
+    slide = openslide.OpenSlide(bands.slide.info.path)
+    side = bands.grid.spec.tile_px
+
+    def read() -> Measured:
+        rows = bands.next("reference")
+        cpu, began = time.process_time(), time.perf_counter()
+        tiles = np.empty((rows.stop - rows.start, side, side, 3), np.uint8)
+        for index, (x, y) in enumerate(bands.corners(rows).tolist()):
+            tiles[index] = np.asarray(slide.read_region((x, y), 0, (side, side)).convert("RGB"))
+        return _per_tile(began, cpu, rows, tiles)
+
     return Case(
         name=name,
-        against=f"libjpeg-turbo decode of as many pixels ({count} JPEG tiles, floor)",
-        ours=ours,
-        reference=decode,
-        goal=goal,
-        units=len(grid),
-        unit="tiles",
+        against="raw OpenSlide `read_region` → RGB → NumPy",
+        ours=bands.read,
+        reference=read,
+        same=np.array_equal,
+        goal=0.25,
+        figures=(Figure(text="{} tiles/s", of=lambda s: 1 / s.ours),),
+        close=lambda: (bands.close(), slide.close())[0],
     )
 
 
 @case("read/aligned-openslide")
 def aligned_openslide(inputs: Inputs) -> Case:
-    """Every tile is one JPEG; against the peers' way."""
-    return _against_openslide(inputs.aligned, "tile read 224 px, aligned")
-
-
-@case("read/aligned-decode")
-def aligned_decode(inputs: Inputs) -> Case:
-    """The same against the decoder alone."""
-    return _against_decoding(inputs.aligned, "tile read 224 px, aligned", goal=1.3)
+    """Equal pixels, checked in the warm-up."""
+    return _against_openslide(Bands(inputs.huge, 256), "tile read 256 px, aligned")
 
 
 @case("read/unaligned-openslide")
 def unaligned_openslide(inputs: Inputs) -> Case:
-    """Tiles of 224 px from JPEG tiles of 256 px."""
-    return _against_openslide(inputs.ordinary, "tile read 224 px from JPEG tiles of 256")
+    """Likewise."""
+    return _against_openslide(Bands(inputs.huge, 224), "tile read 224 px from JPEG tiles of 256")
 
 
-@case("read/unaligned-decode")
-def unaligned_decode(inputs: Inputs) -> Case:
-    """The same against the decoder alone."""
-    return _against_decoding(inputs.ordinary, "tile read 224 px from JPEG tiles of 256", goal=1.6)
+@case("read/jpeg2000")
+def jpeg2000(inputs: Inputs) -> Case:
+    """Tiles of 256 px, each one JPEG 2000 code-stream. A new reader each time: the slide is small."""
+    slide, grid = whole_grid(inputs.jpeg2000, MPP, tile_px=256)
+    with tifffile.TiffFile(inputs.jpeg2000) as tif:
+        page, data = tif.pages[0], []
+        for start, size in zip(page.dataoffsets, page.databytecounts, strict=True):
+            tif.filehandle.seek(start)
+            data.append(tif.filehandle.read(size))
 
-
-@case("read/half-scale")
-def half_scale(inputs: Inputs) -> Case:
-    """Tiles at twice the slide's pixel size, with no level between: read 448 px, resample to 224."""
-    return _against_decoding(inputs.ordinary, "tile read 224 px at half scale", goal=1.8, mpp=2 * MPP)
-
-
-@case("tissue/mask-and-grid")
-def mask_and_grid(inputs: Inputs) -> Case:
-    """All that happens to a slide before its first tile is read."""
-    path, side = inputs.overview, inputs.scale.overview_px
-    count, decode = jpeg_decoding(path, 2, (side / 16) ** 2)
-
-    def plan() -> int:
-        slide, grid = planned(path, TileConfig())
-        slide.close()
-        return len(grid)
+    def read() -> Pixels:
+        with TileReader(slide, grid) as reader:
+            return reader.read(slice(None))
 
     return Case(
-        name=f"open, tissue mask, grid of {side}² px",
-        against=f"libjpeg-turbo decode of the level it looks at ({count} JPEG tiles, floor)",
-        ours=plan,
-        reference=decode,
-        same=lambda tiles, _: tiles > 0,
-        goal=2.0,
+        name=f"tile read 256 px, JPEG 2000, {len(grid)} tiles",
+        against="OpenJPEG decode of the same tiles, bytes in memory (floor)",
+        ours=read,
+        reference=lambda: np.stack([imagecodecs.jpeg2k_decode(tile) for tile in data]),
+        same=np.array_equal,
+        units=len(grid),
+        unit="tiles",
+        close=slide.close,
+    )
+
+
+@contextmanager
+def _reading(slide: Slide, grid: TileGrid, rows: slice, threads: int) -> Iterator[Callable[[], None]]:
+    """Work for a number of threads, which take chunks of the rows in turn, as in a run."""
+    chunks = iter(range(rows.start, rows.stop, CHUNK))
+    lock = threading.Lock()
+    with TileReader(slide, grid) as reader:
+
+        def take() -> None:
+            while True:
+                with lock:
+                    start = next(chunks, None)
+                if start is None:
+                    return
+                reader.read(slice(start, min(start + CHUNK, rows.stop)))
+
+        def run() -> None:
+            workers = [threading.Thread(target=take) for _ in range(threads)]
+            for worker in workers:
+                worker.start()
+            for worker in workers:
+                worker.join()
+
+        yield run
+
+
+@case("read/two-threads")
+def two_threads(inputs: Inputs) -> Case:
+    """Time with two over time with one: our threads on one reader against processes that only decode."""
+    bands = Bands(inputs.huge, 224)
+    files = JpegTiles(inputs.huge)
+    rows = max(bands.rows, key=lambda band: band.stop - band.start)
+    bytes_file = inputs.folder / "band.bin"
+    tiles = files.fetch(files.under(bands.corners(rows), bands.grid.footprint_l0))
+    bytes_file.write_bytes(b"".join(len(tile).to_bytes(4, "little") + tile for tile in tiles))
+    workers = [Worker([python(), "-m", "benchmarks.speed.decoder", str(bytes_file)]) for _ in range(2)]
+
+    def ours() -> Measured:
+        took = []
+        for threads in (1, 2):
+            with _reading(bands.slide, bands.grid, rows, threads) as work:
+                began = time.perf_counter()
+                work()
+                took.append(time.perf_counter() - began)
+        return Measured(value=took[1] / took[0])
+
+    def processes() -> Measured:
+        alone = workers[0].call()["seconds"]
+        began = time.perf_counter()
+        for worker in workers:
+            worker.send()
+        for worker in workers:
+            worker.receive()
+        # Two did twice the work.
+        return Measured(value=(time.perf_counter() - began) / (2 * alone))
+
+    def close() -> None:
+        for worker in workers:
+            worker.close()
+        bands.close()
+
+    return Case(
+        name=f"two reader threads over one, {rows.stop - rows.start} tiles of 224 px",
+        against="two processes of bare libjpeg-turbo over one",
+        ours=ours,
+        reference=processes,
+        goal=1.0,
+        measure="",
+        figures=(
+            Figure(text="speed-up {}", of=lambda s: 1 / s.ours),
+            Figure(text="of the processes {}", of=lambda s: 1 / s.reference),
+        ),
+        close=close,
     )

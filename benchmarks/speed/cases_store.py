@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.speed.harness import Case, case
+from benchmarks.speed.harness import Case, Figure, case
 from benchmarks.speed.inputs import Inputs
 from histotl.core.provenance import Provenance
 from histotl.core.values import BackboneCard, FeatureIdentity
@@ -85,6 +86,34 @@ def read_whole(inputs: Inputs) -> Case:
         goal=1.2,
         units=shape[0],
         unit="rows",
+    )
+
+
+@case("store/open-many")
+def open_many(inputs: Inputs) -> Case:
+    """Open many files one after the other and read each whole, as the first epoch over a cohort does."""
+    folder, rows = inputs.folder / "bags", max(1, inputs.scale.rows // 100)
+    folder.mkdir()
+    count = inputs.scale.bag_files
+    part = inputs.features[:rows]
+    ours, raw = [folder / f"{i:03}.h5" for i in range(count)], [folder / f"{i:03}.bin" for i in range(count)]
+    for path, bare in zip(ours, raw, strict=True):
+        _write(path, part, _meta(*part.shape))
+        _write_raw(bare, part.astype(np.float16))
+
+    def read(path: Path) -> Half:
+        with open_embeddings(path) as file:
+            return cast("Half", file.read(dtype=np.float16))
+
+    return Case(
+        name=f"store, open and read {count} files of {rows} × {part.shape[1]} fp16",
+        against="`np.fromfile` of each",
+        ours=lambda: sum(len(read(path)) for path in ours),
+        reference=lambda: sum(len(np.fromfile(path, np.float16).reshape(-1, part.shape[1])) for path in raw),
+        same=lambda a, b: a == b,
+        figures=(Figure(text="{} ms a file", of=lambda s: s.ours / count * 1e3),),
+        units=count,
+        unit="files",
     )
 
 

@@ -6,16 +6,11 @@ its floor (what the work would cost if everything around its core were free) or 
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,7 +18,58 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.speed.inputs import Inputs
 
-LIBRARIES = ("torch", "numpy", "timm", "openslide-python", "openslide-bin", "imagecodecs", "h5py", "scikit-learn")
+
+class NotMeasured(Exception):  # noqa: N818 - not an error: the case needs what is not here
+    """A case cannot run here; the text says what it needs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a side gives back when it has measured itself, because the work is in another process or is no time.
+
+    Args:
+        value: In the case's unit.
+        cpu: CPU seconds that it took, 0 where they are not known.
+        result: What it made, for the comparison.
+    """
+
+    value: float
+    cpu: float = 0.0
+    result: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sides:
+    """Medians of both sides, for what a case says beside its ratio.
+
+    Args:
+        ours: In the case's unit.
+        reference: Likewise.
+        ours_cpu: CPU seconds of all threads.
+        reference_cpu: Likewise.
+    """
+
+    ours: float
+    reference: float
+    ours_cpu: float
+    reference_cpu: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A number that the ratio does not say.
+
+    Args:
+        text: How it is shown; ``{}`` is replaced by the number.
+        of: Computes it at the end.
+        goal: The least or, with ``more`` false, the largest number that is good; None where there is no goal.
+        more: A larger number is better.
+    """
+
+    text: str
+    of: Callable[[Sides], float]
+    goal: float | None = None
+    more: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +79,7 @@ class Case:
     Args:
         name: What is timed.
         against: What it is compared with.
-        ours: The work.
+        ours: The work; its wall time counts, or what it says itself by :class:`Measured`.
         reference: The floor or the peer, on the same input.
         goal: Largest ratio that is good, or None where there is no goal.
         same: Takes what both gave in the warm-up and says whether they did the same work; None where the results
@@ -42,8 +88,10 @@ class Case:
         scale: The reference does this many times less work than ours, and its time is multiplied by it.
         units: Items that one call works on, for the rate; 0 for none.
         unit: What they are called.
-        note: Takes the median seconds of both sides, says what the ratio does not.
-        most_rounds: Of a long case.
+        measure: Unit of both sides: ``s`` for time, ``MB``, or empty for a plain number.
+        figures: Further numbers, some with goals.
+        most_rounds: Of a case that gains nothing by more.
+        close: Called at the end, also after an error: stops what the case started.
     """
 
     name: str
@@ -56,27 +104,43 @@ class Case:
     scale: float = 1.0
     units: int = 0
     unit: str = ""
-    note: Callable[[float, float], str] | None = None
+    measure: str = "s"
+    figures: tuple[Figure, ...] = ()
     most_rounds: int = 1000
+    close: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """A figure with its number."""
+
+    text: str
+    value: float
+    goal: float | None
+    met: bool | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Result of one case: seconds are medians, the ratio is the median of the pairwise ratios."""
+    """Result of one case: both sides are medians, the ratio is the median of the pairwise ratios."""
 
     key: str
     name: str
     against: str
-    ours_s: float
-    reference_s: float
+    ours: float
+    reference: float
+    measure: str
+    ours_cpu_s: float
+    reference_cpu_s: float
     ratio: float
     ratio_low: float
     ratio_high: float
     goal: float | None
+    met: bool | None
     rate: str
-    note: str
     threads: int | None
     rounds: int
+    figures: list[Said] = field(default_factory=list)
 
 
 Maker = Callable[[Inputs], Case]
@@ -97,7 +161,11 @@ def case(key: str) -> Callable[[Maker], Maker]:
 
 
 def run(key: str, inputs: Inputs, rounds: int = 5) -> Timing:
-    """Build one case and measure it."""
+    """Build one case and measure it.
+
+    Raises:
+        NotMeasured: It needs something that is not here.
+    """
     return measure(MAKERS[key](inputs), rounds, key=key)
 
 
@@ -105,70 +173,61 @@ def measure(case: Case, rounds: int = 5, *, key: str = "") -> Timing:
     """Run a case: one warm-up of each that does not count, then ``rounds`` alternations."""
     ours, reference = [], []
     rounds = min(rounds, case.most_rounds)
-    with _threads(case.threads):
-        made, wanted = case.ours(), case.reference()
-        if case.same is not None and not case.same(made, wanted):
-            raise ValueError(f"{key or case.name}: the two sides do not give the same")
-        del made, wanted
-        for _ in range(rounds):
-            ours.append(_seconds(case.ours))
-            reference.append(_seconds(case.reference) * case.scale)
-    ratios = sorted(a / b for a, b in zip(ours, reference, strict=True))
-    ours_s, reference_s = statistics.median(ours), statistics.median(reference)
+    try:
+        with torch_threads(case.threads):
+            made, wanted = _measured(case.ours).result, _measured(case.reference).result
+            if case.same is not None and not case.same(made, wanted):
+                raise ValueError(f"{key or case.name}: the two sides do not give the same")
+            del made, wanted
+            for _ in range(rounds):
+                ours.append(_measured(case.ours, keep=False))
+                reference.append(_measured(case.reference, keep=False))
+        return _timing(case, key, ours, reference)
+    finally:
+        case.close()
+
+
+def _timing(case: Case, key: str, ours: list[Measured], reference: list[Measured]) -> Timing:
+    ratios = sorted(a.value / (b.value * case.scale) for a, b in zip(ours, reference, strict=True))
+    sides = Sides(
+        ours=statistics.median(m.value for m in ours),
+        reference=statistics.median(m.value for m in reference) * case.scale,
+        ours_cpu=statistics.median(m.cpu for m in ours),
+        reference_cpu=statistics.median(m.cpu for m in reference) * case.scale,
+    )
+    ratio = statistics.median(ratios)
     return Timing(
         key=key,
         name=case.name,
         against=case.against,
-        ours_s=ours_s,
-        reference_s=reference_s,
-        ratio=statistics.median(ratios),
+        ours=sides.ours,
+        reference=sides.reference,
+        measure=case.measure,
+        ours_cpu_s=sides.ours_cpu,
+        reference_cpu_s=sides.reference_cpu,
+        ratio=ratio,
         ratio_low=ratios[0],
         ratio_high=ratios[-1],
         goal=case.goal,
-        rate=f"{case.units / ours_s:,.0f} {case.unit}/s" if case.units else "",
-        note=case.note(ours_s, reference_s) if case.note else "",
+        met=None if case.goal is None else ratio <= case.goal,
+        rate=f"{case.units / sides.ours:,.0f} {case.unit}/s" if case.units else "",
         threads=case.threads,
-        rounds=rounds,
+        rounds=len(ours),
+        figures=[_said(figure, sides) for figure in case.figures],
     )
 
 
-def machine() -> dict[str, object]:
-    """Facts that a reader needs to judge the figures; nothing that names the machine."""
-    model = next(
-        (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor()
-    )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "cpu": model,
-        "cores": cores,
-        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
-        "torch_threads": torch.get_num_threads(),
-        "environment": {name: os.environ.get(name, "") for name in ("OMP_WAIT_POLICY", "OMP_NUM_THREADS")},
-    }
-
-
-def save(timings: list[Timing], path: Path, **facts: object) -> None:
-    """Write the results with the machine's facts, and others given, as JSON."""
-    content = {"machine": machine(), **facts, "timings": [asdict(t) for t in timings]}
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def table(timings: list[Timing]) -> str:
-    """The results as a Markdown table."""
-    lines = ["| what | against | ratio (min–max) | goal | ours | rate |", "|---|---|---|---|---|---|"]
-    for t in timings:
-        goal = "–" if t.goal is None else f"≤ {t.goal:.3g}, {'met' if t.ratio <= t.goal else '**missed**'}"
-        ratio = f"{t.ratio:.3g} ({t.ratio_low:.3g}–{t.ratio_high:.3g})"
-        rate = "; ".join(text for text in (t.rate, t.note) if text)
-        lines.append(f"| {t.name} | {t.against} | {ratio} | {goal} | {_duration(t.ours_s)} | {rate} |")
-    return "\n".join(lines)
+def _said(figure: Figure, sides: Sides) -> Said:
+    value = float(figure.of(sides))
+    if figure.goal is None:
+        return Said(text=figure.text, value=value, goal=None, met=None)
+    met = value >= figure.goal if figure.more else value <= figure.goal
+    return Said(text=figure.text, value=value, goal=figure.goal, met=met)
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Give torch and the linear algebra library a number of threads for a while; None leaves them as they are."""
     if count is None:
         yield
         return
@@ -181,16 +240,10 @@ def _threads(count: int | None) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.is_file() else []
+def _measured(work: Callable[[], Any], *, keep: bool = True) -> Measured:
+    cpu, began = time.process_time(), time.perf_counter()
+    result = work()
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    if isinstance(result, Measured):
+        return result
+    return Measured(value=seconds, cpu=cpu, result=result if keep else None)

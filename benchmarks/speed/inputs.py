@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,9 +12,11 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 import tifffile
 import torch
 
+from benchmarks.speed.mosaic import CELL, Mosaic, Texture, blobs
 from histotl.core.registry import create
 from histotl.core.values import TileGrid, TileSpec
 from histotl.embed.config import TileConfig
@@ -20,7 +24,6 @@ from histotl.paint.slide import paint_slide
 from histotl.paint.stains import SITES, site_stain
 from histotl.paint.values import PaintedSlide, SlideRecipe
 from histotl.wsi.mask import find_tissue
-from histotl.wsi.pyramid import pyramid_factors, shrink, write_pyramid
 from histotl.wsi.slide import Slide, open_slide
 from histotl.wsi.tiles import read_tiles
 from histotl.wsi.tiling import plan_tiles
@@ -32,6 +35,13 @@ TILE_PX = 224
 FILE_TILE_PX = 256
 """Side of the JPEG tiles of an ordinary slide file."""
 
+_GLASS_LEVEL = 225
+"""A pixel of a scan whose darkest channel is brighter is glass."""
+
+_APERIO_JPEG2000_RGB = 33005
+_JPEG2000_DB = 40
+"""Peak signal-to-noise ratio of the JPEG 2000 tiles."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
@@ -39,12 +49,16 @@ class Scale:
 
     Args:
         slide_px: Side of the painted slide at 0.5 µm/px.
-        overview_px: Side of the slide whose tissue is found; only the level that is looked at is painted.
+        huge_px: Side of the largest slide.
+        flow_px: Side of the slide that is embedded without a network.
+        end_px: Side of the slide that is embedded with a fast network.
+        slow_px: Side of the slide that is embedded with a slow one.
         batch: Tiles in the cases on one batch.
-        overlap_px: Of the tiles that are embedded end to end: a larger one makes more tiles of the same slide.
         small_slides: Slides with ``small_tiles`` (columns, rows) tiles each, and the large one with as many tiles.
         small_tiles: Columns and rows of tiles of a small slide.
         large_tiles: Those of the large one.
+        memory_slides: Slides of the run whose memory is measured.
+        bag_files: Embeddings files that are opened one after the other.
         rows: Rows of the embeddings file.
         dim: Length of its vectors, and of those that heads learn from.
         picked: Rows that are read at random.
@@ -57,12 +71,16 @@ class Scale:
     """
 
     slide_px: int = 4096
-    overview_px: int = 20480
+    huge_px: int = 40960
+    flow_px: int = 16384
+    end_px: int = 8192
+    slow_px: int = 4096
     batch: int = 32
-    overlap_px: int = 112
-    small_slides: int = 20
-    small_tiles: tuple[int, int] = (4, 3)
-    large_tiles: tuple[int, int] = (16, 15)
+    small_slides: int = 50
+    small_tiles: tuple[int, int] = (8, 8)
+    large_tiles: tuple[int, int] = (64, 50)
+    memory_slides: int = 200
+    bag_files: int = 200
     rows: int = 20_000
     dim: int = 1024
     picked: int = 512
@@ -77,12 +95,16 @@ class Scale:
 FULL = Scale()
 TINY = Scale(
     slide_px=768,
-    overview_px=4096,
+    huge_px=4096,
+    flow_px=2048,
+    end_px=2048,
+    slow_px=2048,
     batch=2,
-    overlap_px=0,
     small_slides=2,
     small_tiles=(2, 1),
     large_tiles=(2, 2),
+    memory_slides=3,
+    bag_files=3,
     rows=64,
     dim=16,
     picked=8,
@@ -101,10 +123,14 @@ class Inputs:
     Args:
         folder: Where the files go; the caller removes it.
         scale: Sizes.
+        peers: Folder with checkouts of other tools, named ``TRIDENT`` and ``CLAM``; None when there are none.
+        real: A slide whose tissue replaces the painted one in the large slides; see :func:`real_slide`.
     """
 
-    def __init__(self, folder: Path, scale: Scale = FULL) -> None:
-        self.folder, self.scale = folder, scale
+    def __init__(
+        self, folder: Path, scale: Scale = FULL, *, peers: Path | None = None, real: Path | None = None
+    ) -> None:
+        self.folder, self.scale, self.peers, self.real = folder, scale, peers, real
 
     @cached_property
     def painted(self) -> PaintedSlide:
@@ -123,45 +149,90 @@ class Inputs:
         return paint_slide(recipe, rng)
 
     @cached_property
-    def ordinary(self) -> Path:
-        """An SVS with JPEG tiles of 256 px: tiles of 224 px cut through them."""
-        return self._slide("ordinary.svs", self.painted.image, FILE_TILE_PX)
+    def texture(self) -> Texture:
+        """Tissue without end."""
+        if self.real is not None:
+            with tifffile.TiffFile(self.real) as tif:
+                image = tif.series[0].levels[0].asarray()
+            return Texture.of(_square(image, image.min(axis=2) < _GLASS_LEVEL, least=0.9))
+        return Texture.of(_square(self.painted.image, self.painted.tissue, least=1.0))
 
     @cached_property
-    def aligned(self) -> Path:
-        """The same pixels in JPEG tiles of 224 px: every tile that is read is one JPEG."""
-        return self._slide("aligned.svs", self.painted.image, TILE_PX)
+    def huge(self) -> Path:
+        """Half tissue, half glass, in JPEG tiles of 256 px, with levels 1, 4 and 16."""
+        return self._mosaic("huge.svs", self.scale.huge_px)
 
     @cached_property
-    def overview(self) -> Path:
-        """A larger slide of which only the coarsest level shows tissue; level 0 is blank and never looked at."""
-        side = self.scale.overview_px
-        piece = shrink(self.painted.image, self.scale.slide_px // 16, self.scale.slide_px // 16)
-        times = -(-(side // 16) // len(piece))
-        # Mirrored, so that the tissue goes on over the seams.
-        row = np.concatenate([piece if i % 2 == 0 else piece[:, ::-1] for i in range(times)], axis=1)
-        whole = np.concatenate([row if i % 2 == 0 else row[::-1] for i in range(times)])[: side // 16, : side // 16]
-        blank = np.full((1, 1, 3), 245, np.uint8)
-        levels = [np.broadcast_to(blank, (s, s, 3)) for s in (side, side // 4)]
-        path = self.folder / "overview.svs"
-        return write_pyramid(path, levels[0], mpp=MPP, levels=[*levels, np.ascontiguousarray(whole)], vendor="aperio")
+    def flow(self) -> Path:
+        """A smaller sibling: thousands of tiles."""
+        return self._mosaic("flow.svs", self.scale.flow_px)
+
+    @cached_property
+    def end(self) -> Path:
+        """Hundreds of tiles."""
+        return self._mosaic("end.svs", self.scale.end_px)
+
+    @cached_property
+    def slow(self) -> Path:
+        """Some 150 tiles."""
+        return self._mosaic("slow.svs", self.scale.slow_px)
 
     @cached_property
     def small_slides(self) -> Path:
-        """Folder of many small slides."""
+        """Folder of many small slides, all tissue, each of another place of the texture."""
         across, down = (n * TILE_PX for n in self.scale.small_tiles)
-        folder = self.folder / "small"
-        room = self.scale.slide_px - across, self.scale.slide_px - down
-        corners = np.random.default_rng(1).integers(0, room, size=(self.scale.small_slides, 2))
-        for i, (x, y) in enumerate(corners.tolist()):
-            self._slide(f"small/{i:02}.svs", self.painted.image[y : y + down, x : x + across], FILE_TILE_PX)
-        return folder
+        for i in range(self.scale.small_slides):
+            shift = (97 * 16 * i, 61 * 16 * i)
+            Mosaic(texture=self.texture, width=across, height=down, shift=shift).write(
+                self.folder / f"small/{i:03}.svs"
+            )
+        return self.folder / "small"
 
     @cached_property
     def large_slide(self) -> Path:
         """One slide with as many tiles as all small ones together."""
         across, down = (n * TILE_PX for n in self.scale.large_tiles)
-        return self._slide("large.svs", self.painted.image[:down, :across], FILE_TILE_PX)
+        return Mosaic(texture=self.texture, width=across, height=down).write(self.folder / "large.svs")
+
+    @cached_property
+    def many_slides(self) -> Path:
+        """Folder of very many small slides: the small ones, copied."""
+        folder = self.folder / "many"
+        folder.mkdir()
+        sources = sorted(self.small_slides.glob("*.svs"))
+        for i in range(self.scale.memory_slides):
+            shutil.copy(sources[i % len(sources)], folder / f"{i:03}.svs")
+        return folder
+
+    @cached_property
+    def jpeg2000(self) -> Path:
+        """The painted slide in JPEG 2000 tiles of 256 px, as some Aperio slides are."""
+        side = self.scale.slide_px // 2 // FILE_TILE_PX * FILE_TILE_PX
+        margin = (self.scale.slide_px - side) // 2
+        image = self.painted.image[margin : margin + side, margin : margin + side]
+        path = self.folder / "jpeg2000.svs"
+        tiles = (
+            imagecodecs.jpeg2k_encode(
+                np.ascontiguousarray(image[y : y + FILE_TILE_PX, x : x + FILE_TILE_PX]),
+                level=_JPEG2000_DB,
+                codecformat="j2k",
+                mct=False,
+            )
+            for y in range(0, side, FILE_TILE_PX)
+            for x in range(0, side, FILE_TILE_PX)
+        )
+        with tifffile.TiffWriter(path) as tif:
+            tif.write(
+                tiles,
+                shape=image.shape,
+                dtype=np.uint8,
+                tile=(FILE_TILE_PX, FILE_TILE_PX),
+                photometric="rgb",
+                compression=_APERIO_JPEG2000_RGB,
+                description=f"Aperio Image Library (mosaic)\r\n{side}x{side} (256x256) J2K/RGB|AppMag = 20|MPP = {MPP}",
+                metadata=None,
+            )
+        return path
 
     @cached_property
     def batch(self) -> torch.Tensor:
@@ -179,11 +250,29 @@ class Inputs:
         shape = (self.scale.rows, self.scale.dim)
         return np.random.default_rng(2).standard_normal(shape, dtype=np.float32)
 
-    def _slide(self, name: str, image: Pixels, tile_px: int) -> Path:
-        levels = pyramid_factors(image.shape[1], image.shape[0])
-        return write_pyramid(
-            self.folder / name, image, mpp=MPP, levels=levels, tile_px=tile_px, quality=80, vendor="aperio"
-        )
+    def _mosaic(self, name: str, side: int) -> Path:
+        field = blobs(side, side, seed=side // CELL)
+        return Mosaic(texture=self.texture, width=side, height=side, field=field, mpp=MPP).write(self.folder / name)
+
+
+def real_slide() -> Path | None:
+    """The crop of a public scan that ``HISTOTL_REAL_DATA`` has, when that variable is set."""
+    folder = os.environ.get("HISTOTL_REAL_DATA")
+    path = None if folder is None else Path(folder) / "slides" / "cmu-1-small-region.svs"
+    if path is not None and not path.is_file():
+        raise FileNotFoundError(f"HISTOTL_REAL_DATA is {folder!r}, but there is no {path}")
+    return path
+
+
+def _square(image: Pixels, tissue: npt.NDArray[np.bool_], *, least: float) -> Pixels:
+    """The largest square, its side a multiple of 128 px, that is tissue to the fraction asked for."""
+    total = np.pad(tissue.astype(np.int64).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+    for side in range(min(tissue.shape) // 128 * 128, 0, -128):
+        inside = total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
+        if inside.max() >= least * side * side:
+            y, x = np.unravel_index(int(inside.argmax()), inside.shape)
+            return image[y : y + side, x : x + side]
+    raise ValueError("there is no square of 128 px of tissue")
 
 
 def planned(path: Path, tiling: TileConfig) -> tuple[Slide, TileGrid]:
@@ -198,40 +287,69 @@ def planned(path: Path, tiling: TileConfig) -> tuple[Slide, TileGrid]:
     return slide, plan_tiles(slide.info, tiling.spec, mask.mask, mask.scale_l0)
 
 
-def whole_grid(path: Path, mpp: float) -> tuple[Slide, TileGrid]:
+def whole_grid(path: Path, mpp: float, tile_px: int = TILE_PX) -> tuple[Slide, TileGrid]:
     """An open slide and all of its tiles, glass too."""
     slide = open_slide(path)
-    return slide, plan_tiles(slide.info, TileSpec(tile_px=TILE_PX, mpp=mpp))
+    return slide, plan_tiles(slide.info, TileSpec(tile_px=tile_px, mpp=mpp))
 
 
-def resident_tiles(path: Path, tiling: TileConfig) -> torch.Tensor:
-    """All tiles of a slide in memory, uint8 (n, h, w, 3)."""
+def resident_tiles(path: Path, tiling: TileConfig, most: int | None = None) -> torch.Tensor:
+    """The first tiles of a slide in memory, uint8 (n, h, w, 3)."""
     slide, grid = planned(path, tiling)
     with slide:
-        return torch.from_numpy(read_tiles(slide, grid, slice(None)))
+        return torch.from_numpy(read_tiles(slide, grid, slice(most)))
 
 
-def jpeg_decoding(path: Path, level: int, pixels: float) -> tuple[int, Callable[[], list[Pixels]]]:
-    """The floor of reading: libjpeg-turbo on the compressed tiles of a level, which are in memory already.
+class JpegTiles:
+    """The compressed tiles of one level, for the floor: libjpeg-turbo on bytes that are in memory already.
 
     Args:
-        path: The slide.
+        path: A slide whose tiles are whole JPEG streams, as those made here are.
         level: Of its pyramid.
-        pixels: How many to decode; as many tiles as hold so many, spread evenly over the level.
-
-    Returns:
-        The number of tiles, and what decodes them.
     """
-    with tifffile.TiffFile(path) as tif:
-        page = tif.series[0].levels[level].keyframe
-        count = max(1, min(len(page.dataoffsets), round(pixels / (page.tilewidth * page.tilelength))))
-        which = np.arange(count) * len(page.dataoffsets) // count
-        data = []
-        for index in which.tolist():
-            tif.filehandle.seek(page.dataoffsets[index])
-            data.append(tif.filehandle.read(page.databytecounts[index]))
-        tables = page.jpegtables
-        honest, _, _ = page.decode(data[0], int(which[0]), jpegtables=tables, _fullsize=True)
-    if not np.array_equal(honest[0], imagecodecs.jpeg8_decode(data[0], tables=tables)):
-        raise ValueError(f"{path.name}: the bare decoder gives other pixels than tifffile")
-    return count, lambda: [imagecodecs.jpeg8_decode(tile, tables=tables) for tile in data]
+
+    def __init__(self, path: Path, level: int = 0) -> None:
+        with tifffile.TiffFile(path) as tif:
+            page = tif.series[0].levels[level].keyframe
+            self.offsets, self.sizes = page.dataoffsets, page.databytecounts
+            self.columns = -(-page.imagewidth // page.tilewidth)
+            self.side = page.tilewidth
+            trial = len(self.offsets) // 2
+            honest, _, _ = page.decode(self._bytes(path, [trial])[0], trial, _fullsize=True)
+        self.path = path
+        if not np.array_equal(honest[0], simplejpeg.decode_jpeg(self.fetch([trial])[0])):
+            raise ValueError(f"{path.name}: the bare decoder gives other pixels than tifffile")
+
+    def fetch(self, tiles: Sequence[int]) -> list[bytes]:
+        """Compressed bytes of tiles."""
+        return self._bytes(self.path, tiles)
+
+    def under(self, corners_l0: npt.NDArray[np.int64], footprint_l0: tuple[float, float]) -> list[int]:
+        """Tiles of level 0 that some squares lie on, sorted."""
+        found: set[int] = set()
+        for x, y in corners_l0.tolist():
+            columns = range(x // self.side, int(x + footprint_l0[0] - 1e-6) // self.side + 1)
+            rows = range(y // self.side, int(y + footprint_l0[1] - 1e-6) // self.side + 1)
+            found.update(row * self.columns + column for row in rows for column in columns)
+        return sorted(found)
+
+    def spread(self, tiles: Sequence[int], pixels: float) -> list[bytes]:
+        """Bytes of as many of some tiles, spread evenly, as hold so many pixels."""
+        count = max(1, min(len(tiles), round(pixels / self.side**2)))
+        return self.fetch([tiles[i] for i in (np.arange(count) * len(tiles) // count).tolist()])
+
+    def _bytes(self, path: Path, tiles: Sequence[int]) -> list[bytes]:
+        with path.open("rb") as file:
+            data = []
+            for index in tiles:
+                file.seek(self.offsets[index])
+                data.append(file.read(self.sizes[index]))
+        return data
+
+
+def decode_all(data: Sequence[bytes]) -> int:
+    """The floor itself: decode every tile into the same array."""
+    buffer = np.empty((FILE_TILE_PX, FILE_TILE_PX, 3), np.uint8)
+    for tile in data:
+        simplejpeg.decode_jpeg(tile, buffer=buffer)
+    return len(data)

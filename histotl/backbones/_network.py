@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from histotl.backbones._preprocess import prepare
+from histotl.backbones._preprocess import Scratch, prepare
 from histotl.backbones._weights import weights_digest
 from histotl.core.errors import SpecError
 from histotl.core.values import BackboneCard
@@ -24,15 +24,24 @@ class NetworkEmbedder:
         card: What it is.
         module: In evaluation mode, without gradients.
         forward: From normalised float (b, 3, s, s) to pooled float (b, dim); runs ``module``.
+        scratch: Memory for prepared batches on a CPU.
+        runtime: What runs the network.
     """
 
     card: BackboneCard
     module: torch.nn.Module
     forward: Forward
+    scratch: Scratch = dataclasses.field(default_factory=Scratch, repr=False)
+    runtime: str = "torch"
 
     def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
         """Embed uint8 RGB (b, h, w, 3) into float32 (b, dim)."""
-        return self.forward(prepare(tiles, self.card)).to(torch.float32)
+        kind = tiles.device.type
+        # Autocast would round the input of the first layer to this format anyway, in a pass of its own.
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        features = self.forward(prepare(tiles, self.card, scratch=self.scratch, dtype=dtype)).to(torch.float32)
+        # A network that hands its input through must not give away memory that the next batch overwrites.
+        return features.clone() if self.scratch.owns(features) else features
 
 
 def finish(

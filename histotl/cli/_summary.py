@@ -30,6 +30,7 @@ def print_summary(summary: RunSummary, folder: Path, *, as_json: bool) -> int:
             f"{summary.n_tiles} tiles in {summary.seconds:.1f} s{rate} → {folder}",
             markup=False,
         )
+        _print_telemetry(summary)
     for failure in summary.failed[:_SHOWN]:
         err().print(f"failed: {failure.sentence}", markup=False, style="red")
         if failure.hint:
@@ -40,6 +41,17 @@ def print_summary(summary: RunSummary, folder: Path, *, as_json: bool) -> int:
             err().print(f"… and {more} more", markup=False)
         err().print(f"all failures, with their cures: {folder / 'failures.csv'}", markup=False)
     return EXIT_OK if summary.ok else EXIT_SOME_FAILED
+
+
+def _print_telemetry(summary: RunSummary) -> None:
+    told = summary.telemetry
+    if told is None:
+        return
+    memory = f"peak memory {told.peak_rss_mb:.0f} MB" if told.peak_rss_mb else ""
+    memory += f", GPU {told.peak_gpu_mb:.0f} MB" if told.peak_gpu_mb else ""
+    out().print("; ".join(text for text in (told.line, f"batches of {told.batch_size}", memory) if text), markup=False)
+    if told.bottleneck:
+        out().print(f"bottleneck: {told.bottleneck}", markup=False)
 
 
 def print_plan(

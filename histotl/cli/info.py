@@ -61,6 +61,7 @@ def _describe(path: Path, tiling: TileConfig) -> dict[str, object]:
                 f"{len(grid)} positions of {tiling.spec.tile_um:g} µm; {grid.footprint_l0[0]:.2f} level-0 px each, "
                 f"read from level {grid.read_level} (downsample {level.downsample:g})"
             )
+            fields["decoding"] = slide.decoding(grid.read_level)
     return fields
 
 

@@ -1,77 +1,78 @@
-"""A slide between its two halves of work: planned in a worker thread, embedded in the main thread."""
+"""A slide between its two halves of work: planned in a worker thread, then read and embedded."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from histotl.core.provenance import Provenance
 from histotl.core.values import SlideInfo, TileGrid
 from histotl.embed._claim import State
 from histotl.embed._models import Model
-from histotl.embed._reading import Handles
-from histotl.wsi.slide import Slide
-from histotl.wsi.tiles import read_tiles
+from histotl.image.stain.base import StainTransform
+from histotl.store.embeddings import EmbeddingsWriter
+from histotl.wsi.tiles import TileReader
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What is known of a slide before its first batch.
+class Work:
+    """What is to be embedded of a slide.
 
     Args:
-        info: The slide.
-        grid: Its tiles.
-        source: Digest of what the tiles come from.
-        handles: Open handles on the slide.
-        made: For the files' record.
+        tiles: Reads the tiles.
+        transform: Its fitted stain normaliser.
         models: Those that have no current file of this slide.
-        sample: uint8 (n, tile_px, tile_px, 3) tiles to fit the stain on; None when nothing is embedded.
+        writers: Their files in the making, one a model.
     """
 
-    info: SlideInfo
-    grid: TileGrid
-    source: str
-    handles: Handles[Slide]
-    made: Provenance
-    models: tuple[Model, ...] = ()
-    sample: npt.NDArray[np.uint8] | None = None
+    tiles: TileReader
+    transform: StainTransform
+    models: tuple[Model, ...]
+    writers: tuple[EmbeddingsWriter, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlideJob:
-    """A slide that is open, planned, and locked for the models of its plan.
+    """A slide that is open, planned, and locked for what is to be made of it.
 
     Args:
         state: ``ready``, or why there is nothing to do.
-        plan: What is to be done; None unless ready.
-        held: Gives handles and locks back.
+        info: The slide; None unless ready.
+        grid: Its tiles; likewise.
+        work: None when it is only planned.
+        held: Gives handles, unfinished files and locks back.
     """
 
     state: State
-    plan: Plan | None = None
+    info: SlideInfo | None = None
+    grid: TileGrid | None = None
+    work: Work | None = None
     held: ExitStack = field(default_factory=ExitStack)
 
     @property
     def n_tiles(self) -> int:
         """Tiles to embed."""
-        return len(self.plan.grid) if self.plan else 0
+        return len(self.grid) if self.grid is not None and self.work is not None else 0
 
     @property
     def tile_shape(self) -> tuple[int, int]:
         """Height and width of a tile."""
-        side = self.plan.grid.spec.tile_px if self.plan else 0
+        side = self.grid.spec.tile_px if self.grid is not None else 0
         return side, side
 
-    def read(self, rows: slice) -> npt.NDArray[np.uint8]:
-        """Tiles of some rows of the grid; every calling thread has a handle of its own."""
-        if self.plan is None:
-            return np.empty((0, 0, 0, 3), np.uint8)
-        with self.plan.handles.borrow() as slide:
-            return read_tiles(slide, self.plan.grid, rows)
+    @property
+    def group(self) -> Hashable:
+        """Slides that need the same backbones share batches."""
+        return tuple(model.spec for model in self.work.models) if self.work is not None else ()
+
+    def read(self, rows: slice, out: npt.NDArray[np.uint8]) -> None:
+        """Tiles of some rows of the grid; from several threads at once."""
+        if self.work is not None:
+            self.work.tiles.read(rows, out)
 
     def close(self) -> None:
-        """Close the slide and release its locks."""
+        """Close the slide, remove unfinished files, release the locks."""
         self.held.close()

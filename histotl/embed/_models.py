@@ -1,4 +1,4 @@
-"""Loaded backbones, and the way of their features into files."""
+"""Loaded backbones, ready to be called."""
 
 from __future__ import annotations
 
@@ -8,18 +8,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import cast
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from histotl.backbones.base import Backbone, Embedder
 from histotl.core.errors import HistotlError, SetupError, UsageError
 from histotl.core.registry import canonical, create
 from histotl.core.values import BackboneCard, FeatureIdentity, TileSpec
-from histotl.embed._interrupt import unbroken
 from histotl.embed.config import EmbedConfig
 from histotl.embed.device import FORMATS, choose_precision
-from histotl.store.embeddings import EmbeddingsWriter
 
 log = logging.getLogger(__name__)
 
@@ -113,32 +109,3 @@ def _refuse_equal_names(models: Sequence[Model]) -> None:
             fact = f"backbones {other} and {model.spec} both write to features_{model.card.slug}"
             cure = "embed them into two output folders, or name one: name='…' in a timm spec or in a card file"
             raise UsageError(fact, hint=cure)
-
-
-class Output:
-    """Features of one model on their way into one file.
-
-    A batch is fetched from the device only when the next one has been launched, so the device never waits for a copy.
-    """
-
-    def __init__(self, model: Model, writer: EmbeddingsWriter) -> None:
-        self._model, self._writer = model, writer
-        self._pending: tuple[npt.NDArray[np.int64], torch.Tensor] | None = None
-
-    def put(self, rows: npt.NDArray[np.int64], tiles: torch.Tensor) -> None:
-        """Embed tiles that are on the device as these rows of the file."""
-        features = self._model(tiles)
-        self._fetch()
-        self._pending = rows, features
-
-    def seal(self) -> None:
-        """Write what is left and give the file its final name."""
-        self._fetch()
-        with unbroken():
-            self._writer.seal()
-
-    def _fetch(self) -> None:
-        if self._pending is None:
-            return
-        (rows, features), self._pending = self._pending, None
-        self._writer.put(rows, features.cpu().numpy())

@@ -1,17 +1,17 @@
-"""Worker threads that prepare slides and read their tiles before the model asks for them.
+"""Threads that prepare slides and read their tiles into batches before the model asks for them.
 
-Threads, because decoding releases the GIL: nothing is pickled and a tile is written once, into the batch that goes to
-the device. The pool lives as long as the run, so slide n+1 is opened, planned and read while slide n is in the model.
+One feed lasts the whole run. *Planners* open and plan the coming slides; *readers* decode 16 tiles at a time straight
+into a ring of reused batch buffers. A batch takes tiles of several slides where one ends and the next is ready, so
+that small slides cost no small batches; when the next one is not ready yet, the model gets what there is instead of
+waiting. Threads, because decoding releases the GIL: nothing is pickled, and a pixel is written once.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from dataclasses import dataclass
-from queue import Empty, SimpleQueue
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
 
@@ -22,7 +22,10 @@ import torch
 from histotl.embed._interrupt import unbroken
 
 PART_TILES = 16
-"""Tiles in one unit of work: enough that handing it over costs nothing, few enough that all workers share a batch."""
+"""Tiles in one unit of reading: handing it over costs nothing, and all readers can share in a batch."""
+
+BUFFERS = 3
+"""Fewest batches in memory: one in the model, one ready, one being read."""
 
 
 class Prepared(Protocol):
@@ -36,8 +39,12 @@ class Prepared(Protocol):
     def tile_shape(self) -> tuple[int, int]:
         """Height and width of every tile."""
 
-    def read(self, rows: slice) -> npt.NDArray[np.uint8]:
-        """Tiles of some rows of the grid, uint8 RGB (n, h, w, 3). Called from several threads at once."""
+    @property
+    def group(self) -> Hashable:
+        """Tiles share a batch only within one group, because the same is done with all of a batch."""
+
+    def read(self, rows: slice, out: npt.NDArray[np.uint8]) -> None:
+        """Read tiles of some rows of the grid into uint8 (n, h, w, 3). Called from several threads at once."""
 
     def close(self) -> None:
         """Give back what is held (handles, locks); calling twice does no harm."""
@@ -47,94 +54,161 @@ Item = TypeVar("Item")
 P = TypeVar("P", bound=Prepared)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Tiles ``start`` to ``stop`` of a slide; full once every part has been read."""
-
-    start: int
-    stop: int
-    tiles: torch.Tensor
-    parts: tuple[Future[None], ...]
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def wait(self) -> torch.Tensor:
-        """uint8 (stop - start, h, w, 3) on the CPU; raises what reading raised."""
-        for part in self.parts:
-            part.result()
-        return self.tiles
-
-
 class Turn(Generic[Item, P]):
-    """One slide's turn: what is read for it, ahead of time and then while it is being embedded."""
+    """One slide on its way: being prepared, then read part by part.
 
-    def __init__(self, item: Item, future: Future[P], ahead: ReadAhead[Item, P]) -> None:
+    Args:
+        item: What was asked for.
+        future: The prepared slide.
+    """
+
+    def __init__(self, item: Item, future: Future[P]) -> None:
         self.item = item
-        self._future, self._ahead = future, ahead
-        self._submitted: deque[Batch] = deque()
-        self._next = 0
+        self._future = future
+        self._parts: deque[Future[None]] = deque()
+        self._abandoned = False
 
     def prepared(self) -> P:
         """Wait until the slide is prepared; raises what preparing raised."""
         return self._future.result()
 
-    def batches(self) -> Iterator[tuple[npt.NDArray[np.int64], torch.Tensor]]:
-        """Rows and tiles of every batch, in the order of the grid."""
-        self.prepared()
-        while True:
-            if not self._submitted and not self.submit_next():
-                return
-            self._ahead.top_up_reads()
-            batch = self._submitted[0]
-            tiles = batch.wait()
-            self._submitted.popleft()
-            yield np.arange(batch.start, batch.stop, dtype=np.int64), tiles
-
-    def submit_next(self) -> bool:
-        """Hand the next batch to the workers; False when there is none, or the slide is not prepared yet."""
-        if not self._future.done() or self._future.cancelled() or self._future.exception() is not None:
-            return False
-        prepared = self._future.result()
-        start, stop = self._next, min(self._next + self._ahead.batch_size, prepared.n_tiles)
-        if start >= stop:
-            return False
-        self._submitted.append(self._ahead.submit_batch(prepared, start, stop))
-        self._next = stop
-        return True
+    def wait(self) -> None:
+        """Wait until the slide is prepared, or preparing has failed."""
+        wait([self._future])
 
     @property
-    def in_flight(self) -> int:
-        """Tiles that are being read, or read and not yet used."""
-        return sum(len(batch) for batch in self._submitted)
+    def is_ready(self) -> bool:
+        """Whether :meth:`prepared` will not wait."""
+        return self._future.done()
+
+    @property
+    def n_tiles(self) -> int:
+        """Tiles to read; 0 for a slide that could not be prepared or was abandoned."""
+        failed = self._future.cancelled() or self._future.exception() is not None
+        return 0 if failed or self._abandoned else self._future.result().n_tiles
+
+    def abandon(self) -> None:
+        """Read no more of it: it failed. What is on its way is skipped."""
+        self._abandoned = True
+
+    def read_part(self, pool: ThreadPoolExecutor, rows: slice, out: npt.NDArray[np.uint8]) -> Future[None]:
+        """Have a reader fill ``out`` with some rows."""
+        prepared = self._future.result()
+
+        def read() -> None:
+            if not self._abandoned:
+                prepared.read(rows, out)
+
+        while self._parts and self._parts[0].done():
+            self._parts.popleft()
+        part = pool.submit(read)
+        self._parts.append(part)
+        return part
 
     def close(self) -> None:
-        """Drop what was read ahead, wait for the workers to let go of the slide, and close it."""
+        """Wait until no reader has to do with the slide any more, and close it."""
+        self.abandon()
         # Only what is running is waited for: a pool that was shut down never reports cancelled futures as done.
-        wait([part for batch in self._submitted for part in batch.parts if not part.cancel()])
+        wait([part for part in self._parts if not part.cancel()])
+        self._parts.clear()
         if not self._future.cancel():
             wait([self._future])
-        self._submitted.clear()
         if not self._future.cancelled() and self._future.exception() is None:
             self._future.result().close()
 
 
-class ReadAhead(Generic[Item, P]):
-    """The pool. Memory is bounded: at most about ``tiles_ahead`` tiles of all slides together wait for the model.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Segment(Generic[Item, P]):
+    """Neighbouring tiles of one slide inside a batch.
 
     Args:
-        workers: Threads.
-        batch_size: Tiles of a batch; the last one of a slide may be smaller.
-        slides_ahead: Slides that are prepared while one is being embedded.
-        pin: Batches go into page-locked memory, from which a GPU copies by itself.
+        turn: The slide.
+        rows: Their rows in the slide's grid.
+        at: Where they begin in the batch.
+        is_last: Whether the slide ends here.
     """
 
-    def __init__(self, *, workers: int, batch_size: int = 1, slides_ahead: int = 2, pin: bool = False) -> None:
+    turn: Turn[Item, P]
+    rows: slice
+    at: int
+    is_last: bool
+    parts: list[Future[None]] = field(repr=False)
+
+    def __len__(self) -> int:
+        return int(self.rows.stop - self.rows.start)
+
+    def is_read(self) -> bool:
+        """Wait until all of its tiles are read; raises what reading raised."""
+        for part in self.parts:
+            part.result()
+        return True
+
+
+@dataclass(kw_only=True, eq=False)
+class Batch(Generic[Item, P]):
+    """Tiles that go to the model together.
+
+    Args:
+        group: What its slides have in common.
+        buffer: uint8 (batch size, h, w, 3), in page-locked memory where a GPU copies from it.
+        segments: Which tiles of which slides.
+    """
+
+    group: Hashable
+    buffer: torch.Tensor
+    segments: list[Segment[Item, P]] = field(default_factory=list)
+    room: int
+
+    def __len__(self) -> int:
+        return sum(len(segment) for segment in self.segments)
+
+    @property
+    def tiles(self) -> torch.Tensor:
+        """The tiles, uint8 (b, h, w, 3); right once every segment was waited for."""
+        return self.buffer[: len(self)]
+
+
+class Feed(Generic[Item, P]):
+    """Planners, readers and the ring of buffers. Iterate over it: turns as they come up, and the batches.
+
+    A turn comes before the first batch that has tiles of it. The consumer closes every turn, and releases every batch
+    when its buffer may be filled again; memory is bounded because nothing is read without a free buffer. It may hold
+    two batches when it asks for the next.
+
+    Args:
+        readers: Threads that read tiles.
+        planners: Threads that prepare slides.
+        batch_size: Tiles in a batch; may be lowered or raised up to ``most_tiles`` while running.
+        most_tiles: Tiles that a buffer has room for; ``batch_size`` when None.
+        slides_ahead: Most slides that are prepared or being prepared and not yet being read.
+        pin: Buffers lie in page-locked memory, from which a GPU copies by itself.
+    """
+
+    def __init__(
+        self,
+        *,
+        readers: int,
+        planners: int = 1,
+        batch_size: int = 1,
+        most_tiles: int | None = None,
+        slides_ahead: int = 4,
+        pin: bool = False,
+    ) -> None:
         self.batch_size = batch_size
-        self._tiles_ahead = max(2 * batch_size, 2 * workers * PART_TILES)
+        self._most_tiles = max(batch_size, most_tiles or batch_size)
+        # Every reader has two parts to do while one batch is in the model.
+        self._buffers_left = max(BUFFERS, 1 + -(-2 * readers * PART_TILES // batch_size))
         self._slides_ahead, self._pin = slides_ahead, pin
-        self._turns: deque[Turn[Item, P]] = deque()
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="histotl-reader")
+        self._planned: deque[Turn[Item, P]] = deque()
+        self._open_turns: list[Turn[Item, P]] = []
+        self._coming: deque[tuple[Item, Callable[[Item], P]]] = deque()
+        self._events: deque[Turn[Item, P] | Batch[Item, P]] = deque()
+        self._free: list[torch.Tensor] = []
+        self._batch: Batch[Item, P] | None = None
+        self._turn: Turn[Item, P] | None = None
+        self._next_row = 0
+        self._planners = ThreadPoolExecutor(planners, thread_name_prefix="histotl-planner")
+        self._readers = ThreadPoolExecutor(readers, thread_name_prefix="histotl-reader")
 
     def __enter__(self) -> Self:
         return self
@@ -143,88 +217,110 @@ class ReadAhead(Generic[Item, P]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with unbroken():
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            for turn in self._turns:
+            for turn in (*self._open_turns, *self._planned):
+                turn.abandon()
+            self._planners.shutdown(wait=True, cancel_futures=True)
+            self._readers.shutdown(wait=True, cancel_futures=True)
+            for turn in (*self._open_turns, *self._planned):
                 turn.close()
-            self._turns.clear()
+            self._open_turns.clear()
+            self._planned.clear()
 
-    def turns(self, items: Sequence[Item], prepare: Callable[[Item], P]) -> Iterator[Turn[Item, P]]:
-        """One turn an item, in order; a turn is closed when the next one is asked for."""
-        coming = deque(items)
-        while coming or self._turns:
-            while coming and len(self._turns) <= self._slides_ahead:
-                with unbroken():
-                    item = coming.popleft()
-                    self._turns.append(Turn(item, self._pool.submit(prepare, item), self))
-            yield self._turns[0]
-            with unbroken():
-                self._turns.popleft().close()
-
-    def top_up_reads(self) -> None:
-        """Submit batches, those of the earliest slide first, until enough tiles are on their way."""
-        in_flight = sum(turn.in_flight for turn in self._turns)
-        for turn in self._turns:
-            while in_flight < self._tiles_ahead:
-                before = turn.in_flight
-                if not turn.submit_next():
-                    break
-                in_flight += turn.in_flight - before
-
-    def submit_batch(self, prepared: P, start: int, stop: int) -> Batch:
-        """Share one batch out to the workers."""
-        tiles = torch.empty((stop - start, *prepared.tile_shape, 3), dtype=torch.uint8, pin_memory=self._pin)
-        into = tiles.numpy()
-
-        def read(first: int, last: int) -> None:
-            into[first - start : last - start] = prepared.read(slice(first, last))
-
-        with unbroken():
-            parts = [
-                self._pool.submit(read, first, min(first + PART_TILES, stop))
-                for first in range(start, stop, PART_TILES)
-            ]
-        return Batch(start=start, stop=stop, tiles=tiles, parts=tuple(parts))
-
-
-H = TypeVar("H", bound="Closable")
-
-
-class Closable(Protocol):
-    """Something open."""
-
-    def close(self) -> None:
-        """Give it back."""
-
-
-class Handles(Generic[H]):
-    """Open handles on one file, lent to one thread at a time; a thread that finds none idle opens its own.
-
-    Args:
-        open_one: Opens another handle.
-        first: A handle that is open already.
-    """
-
-    def __init__(self, open_one: Callable[[], H], first: H) -> None:
-        self._open_one = open_one
-        self._idle: SimpleQueue[H] = SimpleQueue()
-        self._idle.put(first)
-
-    @contextmanager
-    def borrow(self) -> Iterator[H]:
-        """Lend a handle for the length of the block."""
-        try:
-            handle = self._idle.get_nowait()
-        except Empty:
-            handle = self._open_one()
-        try:
-            yield handle
-        finally:
-            self._idle.put(handle)
-
-    def close(self) -> None:
-        """Close all handles; none may be lent any more."""
+    def over(self, items: Sequence[Item], prepare: Callable[[Item], P]) -> Iterator[Turn[Item, P] | Batch[Item, P]]:
+        """Turns and batches, in the order of the items."""
+        self._coming.extend((item, prepare) for item in items)
         while True:
-            try:
-                self._idle.get_nowait().close()
-            except Empty:
+            self._plan()
+            self._fill()
+            if self._events:
+                yield self._events.popleft()
+            elif self._batch is not None and self._batch.segments:
+                self._close_batch()  # the next slide is not ready: better a small batch than an idle model
+            elif self._turn is not None:
+                raise RuntimeError("all buffers are in use: the consumer releases batches before it asks for more")
+            elif self._planned:
+                self._planned[0].wait()
+            else:
                 return
+
+    def release(self, batch: Batch[Item, P]) -> None:
+        """The buffer of a batch may be filled again."""
+        # A reader that was told to skip its part may still be in the middle of it.
+        wait([part for segment in batch.segments for part in segment.parts])
+        self._free.append(batch.buffer)
+
+    def close(self, turn: Turn[Item, P]) -> None:
+        """The consumer has done with a slide."""
+        with unbroken():
+            turn.close()
+            self._open_turns.remove(turn)
+
+    def _plan(self) -> None:
+        while self._coming and len(self._planned) < self._slides_ahead:
+            with unbroken():
+                item, prepare = self._coming.popleft()
+                self._planned.append(Turn(item, self._planners.submit(prepare, item)))
+
+    def _fill(self) -> None:
+        """Hand tiles to the readers, in order, for as long as there are slides that are ready and free buffers."""
+        while True:
+            if self._turn is None and not self._next_turn():
+                return
+            turn = self._turn
+            if turn is None or self._next_row >= turn.n_tiles:
+                self._turn = None
+                continue
+            prepared = turn.prepared()
+            if self._batch is not None and (self._batch.group != prepared.group or not self._batch.room):
+                self._close_batch()
+            if self._batch is None:
+                buffer = self._buffer(prepared.tile_shape)
+                if buffer is None:
+                    return
+                self._batch = Batch(group=prepared.group, buffer=buffer, room=self.batch_size)
+            self._read_into(self._batch, turn, prepared.n_tiles)
+
+    def _next_turn(self) -> bool:
+        if not self._planned or not self._planned[0].is_ready:
+            return False
+        with unbroken():
+            turn = self._planned.popleft()
+            self._open_turns.append(turn)
+        self._events.append(turn)
+        self._turn, self._next_row = turn, 0
+        self._plan()
+        return True
+
+    def _read_into(self, batch: Batch[Item, P], turn: Turn[Item, P], n_tiles: int) -> None:
+        start, at = self._next_row, len(batch)
+        stop = min(n_tiles, start + batch.room)
+        into = batch.buffer.numpy()
+        with unbroken():
+            parts = []
+            for first in range(start, stop, PART_TILES):
+                last = min(first + PART_TILES, stop)
+                place = at + first - start
+                parts.append(turn.read_part(self._readers, slice(first, last), into[place : place + last - first]))
+            segment = Segment(turn=turn, rows=slice(start, stop), at=at, is_last=stop == n_tiles, parts=parts)
+            batch.segments.append(segment)
+            batch.room -= stop - start
+            self._next_row = stop
+
+    def _close_batch(self) -> None:
+        if self._batch is not None:
+            self._events.append(self._batch)
+            self._batch = None
+
+    def _buffer(self, tile_shape: tuple[int, int]) -> torch.Tensor | None:
+        """A free buffer for tiles of a size; None while all are in use."""
+        shape = (self._most_tiles, *tile_shape, 3)
+        for place, buffer in enumerate(self._free):
+            if buffer.shape == shape:
+                return self._free.pop(place)
+        if self._buffers_left:
+            self._buffers_left -= 1
+        elif self._free:
+            self._free.pop()  # of another size: its memory goes to the new one
+        else:
+            return None
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin)

@@ -1,127 +1,132 @@
-"""The loop over slides that both verbs share, with the one place where any error of a slide is caught."""
+"""The account of a run over slides, with the one place where any error of a slide is caught."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from histotl.core.errors import HistotlError
 from histotl.core.progress import Report, Step
 from histotl.core.registry import create
 from histotl.core.values import SlideEntry
-from histotl.embed._claim import State
-from histotl.embed._reading import Prepared, ReadAhead, Turn
+from histotl.embed._reading import Turn
 from histotl.embed.config import TileConfig
 from histotl.embed.summary import Failure, RunSummary, write_failures
+from histotl.embed.telemetry import Telemetry
 from histotl.wsi.manifest import load_manifest
 from histotl.wsi.slide import Slide, open_slide
 
 log = logging.getLogger(__name__)
 
-
-class Job(Prepared, Protocol):
-    """A prepared slide that says whether there is something to do."""
-
-    @property
-    def state(self) -> State:
-        """What the loop does with it."""
+T = TypeVar("T")
 
 
-J = TypeVar("J", bound=Job)
-Advance = Callable[[int], None]
-"""Called with a number of tiles that were just finished."""
-
-
-@dataclass
-class _Tally:
-    done: int = 0
-    skipped: int = 0
-    tiles: int = 0
-    failed: list[Failure] = field(default_factory=list)
-    busy: list[str] = field(default_factory=list)
-
-    @property
-    def slides(self) -> int:
-        return self.done + self.skipped + len(self.failed) + len(self.busy)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SlideRun(Generic[J]):
-    """A stage over many slides.
+class Account:
+    """What became of every slide of a run; tells the progress and writes ``failures.csv``.
 
     Args:
         stage: ``tile`` or ``embed``.
-        prepare: Makes a job of an entry; runs in a worker thread, ahead of its turn.
-        work: Does the job in the main thread, slide after slide in the order of the entries.
-        ahead: The worker threads.
+        total: Slides in all.
         out: Folder that gets ``failures.csv``.
         report: Told about every batch and slide.
     """
 
-    stage: str
-    prepare: Callable[[SlideEntry], J]
-    work: Callable[[J, Turn[SlideEntry, J], Advance], None]
-    ahead: ReadAhead[SlideEntry, J]
-    out: Path
-    report: Report
+    def __init__(self, *, stage: str, total: int, out: Path, report: Report) -> None:
+        self._stage, self._total, self._out, self._report = stage, total, out, report
+        self._began = time.monotonic()
+        self._failed: dict[str, Failure] = {}
+        self._done, self._skipped, self._tiles = 0, 0, 0
+        self._busy: list[str] = []
 
-    def over(self, entries: Sequence[SlideEntry]) -> RunSummary:
-        """Run; slides that fail are recorded and the run goes on."""
-        tally, started = _Tally(), time.monotonic()
+    def attempt(self, turns: Sequence[Turn[SlideEntry, Any]], work: Callable[[], T]) -> T | None:
+        """Do something for one slide, or for several that share a batch.
+
+        When it fails for one, the slide is recorded as failed and nothing more is read of it. When it fails for
+        several nothing is recorded: the caller tries them one by one, which tells whose fault it is.
+
+        Returns:
+            What ``work`` gives; None when it failed, or when the one slide failed before.
+        """
+        if len(turns) == 1 and self.has_failed(turns[0].item):
+            return None
         try:
-            for turn in self.ahead.turns(entries, self.prepare):
-                self._tell(tally, len(entries), turn.item.slide_id)
-                self._one(turn, tally, len(entries))
-            self._tell(tally, len(entries))
-        finally:
-            write_failures(self.out, tally.failed, keep=tally.busy)
-        return RunSummary(
-            done=tally.done,
-            skipped=tally.skipped,
-            failed=tuple(tally.failed),
-            busy=len(tally.busy),
-            n_tiles=tally.tiles,
-            seconds=time.monotonic() - started,
-        )
-
-    def _one(self, turn: Turn[SlideEntry, J], tally: _Tally, total: int) -> None:
-        entry = turn.item
-
-        def advance(n_tiles: int) -> None:
-            tally.tiles += n_tiles
-            self._tell(tally, total, entry.slide_id)
-
-        try:
-            job = turn.prepared()
-            if job.state == "ready":
-                self.work(job, turn, advance)
-                tally.done += 1
-            elif job.state == "busy":
-                tally.busy.append(entry.slide_id)
-            else:
-                tally.skipped += 1
-        except Exception as error:
+            return work()
+        except Exception as error:  # noqa: BLE001 - see below
             # The only broad except of the package: whatever is wrong with one slide, the others go on.
-            failure = Failure.of(entry.slide_id, entry.path, error)
-            tally.failed.append(failure)
-            # What histotl did not raise on purpose is a fault of its own, and needs the traceback.
-            known = isinstance(error, HistotlError)
-            level, trace = (logging.INFO, None) if known else (logging.ERROR, error)
-            log.log(level, "%s failed: %s: %s", entry.slide_id, failure.error, failure.message, exc_info=trace)
-            self._tell(tally, total, entry.slide_id, failure.sentence)
+            if len(turns) == 1:
+                self._record(turns[0], error)
+            return None
 
-    def _tell(self, tally: _Tally, total: int, item: str = "", message: str = "") -> None:
-        self.report(
+    def _record(self, turn: Turn[SlideEntry, Any], error: Exception) -> None:
+        turn.abandon()
+        entry = turn.item
+        failure = Failure.of(entry.slide_id, entry.path, error)
+        self._failed[entry.slide_id] = failure
+        # What histotl did not raise on purpose is a fault of its own, and needs the traceback.
+        known = isinstance(error, HistotlError)
+        level, trace = (logging.INFO, None) if known else (logging.ERROR, error)
+        log.log(level, "%s failed: %s: %s", entry.slide_id, failure.error, failure.message, exc_info=trace)
+        self.tell(entry.slide_id, failure.sentence)
+
+    def has_failed(self, entry: SlideEntry) -> bool:
+        """Whether a slide is recorded as failed."""
+        return entry.slide_id in self._failed
+
+    def count_tiles(self, entry: SlideEntry, n_tiles: int) -> None:
+        """Some tiles of a slide were finished."""
+        self._tiles += n_tiles
+        self.tell(entry.slide_id)
+
+    def count(self, entry: SlideEntry, became: str) -> None:
+        """A slide is finished: ``done``, ``current`` or ``busy``."""
+        if became == "done":
+            self._done += 1
+        elif became == "busy":
+            self._busy.append(entry.slide_id)
+        else:
+            self._skipped += 1
+        self.tell(entry.slide_id)
+
+    @property
+    def n_tiles(self) -> int:
+        """Tiles finished."""
+        return self._tiles
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began."""
+        return time.monotonic() - self._began
+
+    def write_failures(self) -> None:
+        """Write the table of the slides that failed, or remove an old one."""
+        write_failures(self._out, list(self._failed.values()), keep=self._busy)
+
+    def summary(self, telemetry: Telemetry | None = None) -> RunSummary:
+        """The result of the run."""
+        told = RunSummary(
+            done=self._done,
+            skipped=self._skipped,
+            failed=tuple(self._failed.values()),
+            busy=len(self._busy),
+            n_tiles=self._tiles,
+            seconds=self.seconds,
+        )
+        return told if telemetry is None else replace(told, telemetry=telemetry)
+
+    def tell(self, item: str = "", message: str = "") -> None:
+        """Report the progress."""
+        done = self._done + self._skipped + len(self._failed) + len(self._busy)
+        self._report(
             Step(
-                stage=self.stage,
-                done=tally.slides,
-                total=total,
+                stage=self._stage,
+                done=done,
+                total=self._total,
                 item=item,
-                units_done=tally.tiles,
+                units_done=self._tiles,
                 units="tiles",
                 message=message,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +12,15 @@ import torch
 from histotl.core.values import BackboneCard
 from histotl.embed.config import EmbedConfig, Precision
 
+log = logging.getLogger(__name__)
+
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Names of number formats, as in identities and options, and what torch calls them."""
 
-_GPU_TILES, _CPU_TILES = 256, 32
+CPU_SIZES = (8, 16, 32, 64)
+GPU_SIZES = (32, 64, 128, 256, 512, 1024)
+"""Batch sizes that are tried, ascending."""
+
 _MAX_WORKERS = 8
 
 
@@ -22,22 +28,30 @@ def choose_precision(asked: Precision, card: BackboneCard, device: torch.device)
     """Number format of the forward pass of one backbone: ``fp32``, ``bf16`` or ``fp16``.
 
     ``auto`` stays at fp32 on a CPU: without matrix units for bf16 its autocast is 7 to 16 times slower than fp32.
+    The nodes of a cluster must agree, so a CPU that has such units gets bf16 only when it is asked for.
     A card that says ``fp32_only`` is obeyed whatever was asked; the files' identity says so.
     """
     if card.fp32_only:
         return "fp32"
     if asked != "auto":
+        if device.type == "cpu" and asked != "fp32" and not cpu_has_half_units():
+            log.warning(
+                "this CPU has no units for %s: expect it to be about ten times slower than --precision fp32", asked
+            )
         return asked
     if device.type != "cuda":
         return "fp32"
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
-def choose_batch_size(config: EmbedConfig, device: torch.device, tile_px: int) -> int:
-    """Tiles per forward pass; automatic batches shrink with the area of the tiles, from 256 of 224 px on a GPU."""
+def largest_batch(config: EmbedConfig, device: torch.device, tile_px: int) -> int:
+    """Most tiles per forward pass: what was asked for, or the largest size that is worth a trial.
+
+    Automatic batches shrink with the area of the tiles, from 64 tiles of 224 px on a CPU and 1024 on a GPU.
+    """
     if config.batch_size:
         return config.batch_size
-    most = _GPU_TILES if device.type == "cuda" else _CPU_TILES
+    most = GPU_SIZES[-1] if device.type == "cuda" else CPU_SIZES[-1]
     return max(1, min(most, most * 224 * 224 // (tile_px * tile_px)))
 
 
@@ -58,6 +72,17 @@ def choose_workers(config: EmbedConfig, device: torch.device) -> int:
         return config.workers
     cores = usable_cores()
     return max(1, min(_MAX_WORKERS, cores - 1 if device.type == "cuda" else cores // 4))
+
+
+def choose_planners(device: torch.device) -> int:
+    """Threads that open slides and find their tissue, ahead of the readers."""
+    return max(1, min(4, usable_cores() // (4 if device.type == "cuda" else 2)))
+
+
+def cpu_has_half_units() -> bool:
+    """Whether this CPU multiplies bf16 matrices itself (AMX or AVX512-BF16)."""
+    probes = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    return any(probe is not None and probe() for probe in probes)
 
 
 @contextmanager

@@ -1,18 +1,19 @@
 """Slides in, feature files out: open, plan, read, normalise, embed, file, seal.
 
-Worker threads open and plan the coming slides and read their tiles (:mod:`histotl.embed._reading`); the main thread
-takes full batches from them, normalises the stain and runs every backbone on the same tiles. A slide that fails is
-recorded and the run goes on (:mod:`histotl.embed._slides`). A file with its final name is whole: it is written under a
-temporary name and renamed at the end, so an interrupted run is simply started again.
+Four kinds of threads share the work. Planners open the coming slides, find their tissue and begin their files; readers
+decode tiles into batches (:mod:`histotl.embed._reading`); the main thread takes batches through stain normaliser and
+backbones (:mod:`histotl.embed._flow`); one more writes features (:mod:`histotl.embed._filing`). Batches mix slides, so
+the device never waits for the end of one. A slide that fails is recorded and the run goes on. A file with its final
+name is whole: it is written under a temporary name and renamed at the end, so an interrupted run is simply started
+again.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -23,24 +24,32 @@ from histotl.core.errors import StoreError
 from histotl.core.progress import Report, silent
 from histotl.core.provenance import Provenance
 from histotl.core.registry import canonical, create
-from histotl.core.values import SlideEntry, SlideInfo
+from histotl.core.values import SlideEntry, SlideInfo, TileGrid
+from histotl.embed._batch_size import choose_batches
 from histotl.embed._claim import claim
-from histotl.embed._interrupt import unbroken
-from histotl.embed._job import Plan, SlideJob
-from histotl.embed._models import Model, Output, load_models
+from histotl.embed._compute import Compute
+from histotl.embed._filing import Filing
+from histotl.embed._flow import Flow, ReadTotals
+from histotl.embed._job import SlideJob, Work
+from histotl.embed._models import Model, load_models
 from histotl.embed._plan import plan_slide, sample_rows, source_digest, tissue_segmenter
-from histotl.embed._reading import Handles, ReadAhead, Turn
-from histotl.embed._slides import Advance, SlideRun, list_entries, open_entry
+from histotl.embed._reading import Feed
+from histotl.embed._slides import Account, list_entries, open_entry
 from histotl.embed.config import EmbedConfig, TileConfig
-from histotl.embed.device import choose_batch_size, choose_workers, compute_settings
+from histotl.embed.device import choose_planners, choose_workers, compute_settings
 from histotl.embed.summary import RunSummary
+from histotl.embed.telemetry import Clock, Telemetry, peak_rss_mb
 from histotl.image.stain.base import StainNormalizer, StainTransform
 from histotl.store import layout
 from histotl.store.embeddings import EmbeddingsMeta, EmbeddingsWriter, is_current, open_embeddings
-from histotl.wsi.tiles import read_tiles
+from histotl.wsi.slide import Slide
+from histotl.wsi.tiles import TileReader, read_tiles
 from histotl.wsi.tissue.base import TissueSegmenter
 
 log = logging.getLogger(__name__)
+
+SLIDES_AHEAD = 4
+"""Slides that are planned while one is embedded, beside one for every planner; small ones are gone in no time."""
 
 STAIN_SAMPLE_TILES = 64
 """Tiles, spread evenly over a slide, that its stain is estimated from."""
@@ -73,28 +82,23 @@ def embed_slides(
     segmenter = tissue_segmenter(tiling)
     entries = list_entries(slides, tiling)
     device = choose_device(config.device)
-    workers = choose_workers(config, device)
-    with compute_settings(workers):
+    readers = choose_workers(config, device)
+    with compute_settings(readers):
         models = load_models(config, tiling.spec, stain=canonical(stain), device=device)
+        clock = Clock()
         engine = _Engine(
-            out=Path(out), tiling=tiling, config=config, segmenter=segmenter, stain=stain, models=models, device=device
+            out=Path(out), tiling=tiling, config=config, segmenter=segmenter, stain=stain, models=models, clock=clock
         )
         layout.prepare_output(engine.out)
         layout.remove_stale_parts(engine.out)
         if not config.overwrite:
             engine.warn_of_replacement()
-        batch_size = choose_batch_size(config, device, tiling.tile_px)
-        ahead = ReadAhead[SlideEntry, SlideJob](workers=workers, batch_size=batch_size, pin=device.type == "cuda")
-        with ahead:
-            run = SlideRun(
-                stage="embed", prepare=engine.prepare, work=engine.embed, ahead=ahead, out=engine.out, report=report
-            )
-            return run.over(entries)
+        return engine.run(entries, device, readers, report)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Engine:
-    """The two halves of the work on one slide."""
+    """What is the same for all slides of a run."""
 
     out: Path
     tiling: TileConfig
@@ -102,7 +106,37 @@ class _Engine:
     segmenter: TissueSegmenter
     stain: StainNormalizer
     models: tuple[Model, ...]
-    device: torch.device
+    clock: Clock
+
+    def run(self, entries: Sequence[SlideEntry], device: torch.device, readers: int, report: Report) -> RunSummary:
+        """Embed all slides; those that fail are recorded and the run goes on."""
+        planners = choose_planners(device)
+        batch_size, most, tuner = choose_batches(self.config, self.models, device, self.tiling.tile_px)
+        account = Account(stage="embed", total=len(entries), out=self.out, report=report)
+        compute = Compute(device, self.clock)
+        feed = Feed[SlideEntry, SlideJob](
+            readers=readers,
+            planners=planners,
+            batch_size=batch_size,
+            most_tiles=most,
+            slides_ahead=SLIDES_AHEAD + planners,
+            pin=device.type == "cuda",
+        )
+        try:
+            with feed, Filing(self.clock) as filing:
+                flow = Flow(
+                    feed=feed,
+                    compute=compute,
+                    filing=filing,
+                    account=account,
+                    clock=self.clock,
+                    tuner=tuner,
+                    one_transform=not self.stain.needs_fit,
+                )
+                flow.over(entries, self.prepare)
+        finally:
+            account.write_failures()
+        return account.summary(self._telemetry(account, device, readers, planners, feed.batch_size, flow.totals))
 
     def warn_of_replacement(self) -> None:
         """Say, before the work, that files made with other options are where the new ones go: a folder has one kind."""
@@ -119,11 +153,10 @@ class _Engine:
                     log.warning(fact + "Give another output folder to keep both", folder, "; ".join(changes))
 
     def prepare(self, entry: SlideEntry) -> SlideJob:
-        """Open, lock, plan; in a worker thread, while earlier slides are being embedded."""
-        with ExitStack() as held:
+        """Open, lock, plan, fit the stain, begin the files; in a planner, while earlier slides are being embedded."""
+        with self.clock.stage("plan"), ExitStack() as held:
             slide = open_entry(entry, self.tiling)
-            handles = Handles(partial(copy.copy, slide), slide)
-            held.callback(handles.close)
+            held.callback(slide.close)
             source = source_digest(slide.info, self.tiling, self.segmenter)
             state, models = claim(
                 self.models,
@@ -135,46 +168,29 @@ class _Engine:
                 return SlideJob(state=state)
             made = self._provenance(slide.info)
             grid = plan_slide(slide, self.tiling, self.segmenter, self.out, made, source)
-            wanted = STAIN_SAMPLE_TILES if self.stain.needs_fit else 0
-            sample = read_tiles(slide, grid, sample_rows(len(grid), wanted))
-            plan = Plan(
-                models=models, info=slide.info, grid=grid, source=source, sample=sample, handles=handles, made=made
-            )
-            return SlideJob(state=state, plan=plan, held=held.pop_all())
+            transform = self._fit(slide, grid)
+            tiles = held.enter_context(TileReader(slide, grid))
+            files = _Files(info=slide.info, grid=grid, source=source, made=made, stain_state=transform.state)
+            writers = tuple(held.enter_context(self._writer(model, entry, files)) for model in models)
+            work = Work(tiles=tiles, transform=transform, models=models, writers=writers)
+            return SlideJob(state=state, info=slide.info, grid=grid, work=work, held=held.pop_all())
 
-    def embed(self, job: SlideJob, turn: Turn[SlideEntry, SlideJob], advance: Advance) -> None:
-        """Normalise, embed, file; in the main thread, batch after batch."""
-        if job.plan is None or job.plan.sample is None:
-            return
-        with torch.inference_mode(), ExitStack() as open_files:
-            transform = self.stain.fit(torch.from_numpy(job.plan.sample).to(self.device))
-            outputs = [self._output(model, turn.item, job.plan, transform, open_files) for model in job.plan.models]
-            for rows, batch in turn.batches():
-                tiles = transform(batch.to(self.device, non_blocking=True))
-                for output in outputs:
-                    output.put(rows, tiles)
-                advance(len(rows))
-            for output in outputs:
-                output.seal()
+    def _fit(self, slide: Slide, grid: TileGrid) -> StainTransform:
+        rows = sample_rows(len(grid), STAIN_SAMPLE_TILES if self.stain.needs_fit else 0)
+        return self.stain.fit(torch.from_numpy(read_tiles(slide, grid, rows)))
 
-    def _output(
-        self, model: Model, entry: SlideEntry, plan: Plan, transform: StainTransform, open_files: ExitStack
-    ) -> Output:
+    def _writer(self, model: Model, entry: SlideEntry, files: _Files) -> EmbeddingsWriter:
         meta = EmbeddingsMeta(
             identity=model.identity,
             card=model.card,
-            provenance=plan.made,
-            slide=plan.info,
-            grid=plan.grid,
-            stain_state=transform.state,
-            source_fingerprint=plan.source,
+            provenance=files.made,
+            slide=files.info,
+            grid=files.grid,
+            stain_state=files.stain_state,
+            source_fingerprint=files.source,
         )
-        with unbroken():
-            writer = EmbeddingsWriter(
-                self._path(model, entry), n=len(plan.grid), dim=model.card.dim, dtype=self.config.dtype, meta=meta
-            )
-            open_files.enter_context(writer)
-        return Output(model, writer)
+        path = self._path(model, entry)
+        return EmbeddingsWriter(path, n=len(files.grid), dim=model.card.dim, dtype=self.config.dtype, meta=meta)
 
     def _path(self, model: Model, entry: SlideEntry) -> Path:
         return layout.features_path(self.out, self.tiling.spec, model.card, entry.slide_id)
@@ -191,3 +207,44 @@ class _Engine:
             "tissue": canonical(self.segmenter),
         }
         return Provenance.now(specs=specs, inputs={"slide": info.fingerprint})
+
+    def _telemetry(
+        self,
+        account: Account,
+        device: torch.device,
+        readers: int,
+        planners: int,
+        batch_size: int,
+        totals: ReadTotals,
+    ) -> Telemetry | None:
+        if not account.n_tiles:
+            return None
+        seconds, wall = self.clock.seconds, account.seconds
+        on_gpu = device.type == "cuda"
+        return Telemetry(
+            seconds=seconds,
+            wall_s=wall,
+            n_tiles=account.n_tiles,
+            device=str(device),
+            device_busy=min(1.0, (seconds["transform"] + seconds["forward"]) / wall) if wall else 0.0,
+            batch_size=batch_size,
+            readers=readers,
+            planners=planners,
+            compute_threads=torch.get_num_threads(),
+            jpeg_tiles=totals.jpeg_tiles,
+            fallback_tiles=totals.fallback_tiles,
+            mbytes_read=totals.bytes_read / 1e6,
+            peak_rss_mb=peak_rss_mb(),
+            peak_gpu_mb=torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else 0.0,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Files:
+    """What all files of one slide say."""
+
+    info: SlideInfo
+    grid: TileGrid
+    source: str
+    made: Provenance
+    stain_state: Mapping[str, object]

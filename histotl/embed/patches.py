@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -24,14 +25,18 @@ from histotl.core.errors import SlideError
 from histotl.core.progress import Report, Step, silent
 from histotl.core.provenance import Provenance
 from histotl.core.registry import canonical, create
+from histotl.embed._batch_size import FIXED
 from histotl.embed._claim import claim
+from histotl.embed._compute import Compute, Features
+from histotl.embed._filing import Filing
 from histotl.embed._interrupt import unbroken
-from histotl.embed._models import Model, Output, load_models
+from histotl.embed._models import Model, load_models
 from histotl.embed._patch_set import Patch, PatchFacts, inspect_patch, list_patches, read_patch, set_name
-from histotl.embed._reading import ReadAhead
+from histotl.embed._reading import Batch, Feed, Turn
 from histotl.embed.config import EmbedConfig
-from histotl.embed.device import choose_batch_size, choose_workers, compute_settings
+from histotl.embed.device import choose_workers, compute_settings, largest_batch
 from histotl.embed.summary import Failure, RunSummary, write_failures
+from histotl.embed.telemetry import Clock
 from histotl.image.stain.base import StainNormalizer
 from histotl.store import layout
 from histotl.store.embeddings import EmbeddingsMeta, EmbeddingsWriter, is_current
@@ -128,28 +133,54 @@ class _PatchRun:
 
     def embed(self, models: Sequence[Model]) -> None:
         """Read and embed all; seals the files only when no image failed."""
-        largest = max(math.isqrt(f.shape[0] * f.shape[1]) for f in self.facts)
-        ahead = ReadAhead[_SameSize, _SameSize](
-            workers=self.workers,
-            batch_size=choose_batch_size(self.config, self.device, max(1, largest)),
-            pin=self.device.type == "cuda",
+        clock = Clock()
+        compute = Compute(self.device, clock)
+        feed = Feed[_SameSize, _SameSize](
+            readers=self.workers, batch_size=self._batch_size(), pin=self.device.type == "cuda"
         )
-        with torch.inference_mode(), ExitStack() as open_files, ahead:
-            outputs = [self._output(model, models, open_files) for model in models]
-            done = 0
-            for turn in ahead.turns(self._groups(), lambda group: group):
-                for positions, batch in turn.batches():
-                    rows = turn.item.rows[positions]
-                    tiles = self._normalise(rows, batch.to(self.device, non_blocking=True))
-                    if not self.failed:
-                        # After a failure the rest is only read, so that all bad images are listed.
-                        for output in outputs:
-                            output.put(rows, tiles)
-                    done += len(rows)
-                    self._tell(done)
+        with ExitStack() as open_files, feed, Filing(clock) as filing:
+            writers = [self._writer(model, models, open_files) for model in models]
+            puts, done = [], 0
+            for event in feed.over(self._groups(), lambda group: group):
+                if isinstance(event, Turn):
+                    continue  # closed with the feed: a group holds nothing
+                rows = self._rows(event)
+                found = self._compute(compute, models, rows, event, feed)
+                # After a failure the rest is only read, so that all bad images are listed.
+                puts += [filing.put(writer, rows, features) for writer, features in zip(writers, found, strict=False)]
+                done += len(rows)
+                self._tell(done)
+            compute.finish()
+            for put in puts:
+                put.result()
             if not self.failed:
-                for output in outputs:
-                    output.seal()
+                filing.seal(writers).result()
+
+    def _batch_size(self) -> int:
+        """Images of one size are few and their sizes many: no trial, as for slides, would pay."""
+        largest = max(math.isqrt(f.shape[0] * f.shape[1]) for f in self.facts)
+        most = largest_batch(self.config, self.device, max(1, largest))
+        return most if self.config.batch_size else min(most, FIXED if self.device.type == "cpu" else 8 * FIXED)
+
+    def _rows(self, batch: _PatchBatch) -> npt.NDArray[np.int64]:
+        """Places in the set of the patches of a batch, all read."""
+        for segment in batch.segments:
+            segment.is_read()
+        return np.concatenate([segment.turn.item.rows[segment.rows] for segment in batch.segments])
+
+    def _compute(
+        self,
+        compute: Compute,
+        models: Sequence[Model],
+        rows: npt.NDArray[np.int64],
+        batch: _PatchBatch,
+        feed: Feed[_SameSize, _SameSize],
+    ) -> list[Features]:
+        if self.failed:
+            feed.release(batch)
+            return []
+        found = compute.run(batch.tiles, partial(self._normalise, rows), models, partial(feed.release, batch))
+        return [] if self.failed else found
 
     def _groups(self) -> list[_SameSize]:
         rows: dict[tuple[int, int], list[int]] = {}
@@ -174,7 +205,7 @@ class _PatchRun:
                 normal.append(tile)
         return torch.cat(normal)
 
-    def _output(self, model: Model, models: Sequence[Model], open_files: ExitStack) -> Output:
+    def _writer(self, model: Model, models: Sequence[Model], open_files: ExitStack) -> EmbeddingsWriter:
         specs = {
             "embed": asdict(self.config),
             "backbones": [each.spec for each in models],
@@ -192,8 +223,7 @@ class _PatchRun:
             writer = EmbeddingsWriter(
                 self.path(model), n=len(self.patches), dim=model.card.dim, dtype=self.config.dtype, meta=meta
             )
-            open_files.enter_context(writer)
-        return Output(model, writer)
+            return open_files.enter_context(writer)
 
     def _tell(self, done: int) -> None:
         total = len(self.patches)
@@ -213,20 +243,24 @@ class _SameSize:
     def n_tiles(self) -> int:
         return len(self.rows)
 
-    def read(self, rows: slice) -> npt.NDArray[np.uint8]:
-        wanted = self.rows[rows].tolist()
-        pixels = np.zeros((len(wanted), *self.tile_shape, 3), np.uint8)
-        for position, row in enumerate(wanted):
+    @property
+    def group(self) -> tuple[int, int]:
+        return self.tile_shape
+
+    def read(self, rows: slice, out: npt.NDArray[np.uint8]) -> None:
+        for position, row in enumerate(self.rows[rows].tolist()):
             patch = self.patches[row]
             try:
-                pixels[position] = read_patch(patch)
+                out[position] = read_patch(patch)
             except SlideError as error:
-                # The zeros in its place are never filed: with a failure on the list no file is sealed.
+                # What stays in its place is never filed: with a failure on the list no file is sealed.
                 self.failed.append(Failure.of(patch.text, patch.path, error))
-        return pixels
 
     def close(self) -> None:
         pass
+
+
+_PatchBatch = Batch[_SameSize, _SameSize]
 
 
 def _inspect_all(patches: Sequence[Patch], workers: int) -> tuple[list[PatchFacts], list[Failure]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from histotl.core.atomic import write_text
 from histotl.core.errors import HistotlError
+from histotl.embed.telemetry import Telemetry
 from histotl.store.hdf5 import cannot_write
 
 FAILURES_FILE = "failures.csv"
@@ -58,6 +59,7 @@ class RunSummary:
         busy: Slides left to another live process that holds their locks.
         n_tiles: Tiles planned (``tile``) or embedded (``embed``) in this run.
         seconds: Wall time.
+        telemetry: Where the time went; None for ``tile`` and for runs in which nothing was embedded.
     """
 
     done: int
@@ -66,6 +68,7 @@ class RunSummary:
     busy: int = 0
     n_tiles: int = 0
     seconds: float = 0.0
+    telemetry: Telemetry | None = None
 
     @property
     def ok(self) -> bool:

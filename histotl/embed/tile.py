@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 from histotl.core.errors import StoreError
@@ -15,10 +13,10 @@ from histotl.core.provenance import Provenance
 from histotl.core.registry import canonical
 from histotl.core.values import SlideEntry
 from histotl.embed._claim import claim
-from histotl.embed._job import Plan, SlideJob
+from histotl.embed._job import SlideJob
 from histotl.embed._plan import plan_slide, source_digest, tissue_segmenter
-from histotl.embed._reading import Handles, ReadAhead, Turn
-from histotl.embed._slides import Advance, SlideRun, list_entries, open_entry
+from histotl.embed._reading import Feed, Turn
+from histotl.embed._slides import Account, list_entries, open_entry
 from histotl.embed.config import TileConfig
 from histotl.embed.device import usable_cores
 from histotl.embed.summary import RunSummary
@@ -55,10 +53,17 @@ def tile_slides(
     entries = list_entries(slides, tiling)
     layout.prepare_output(tiler.out)
     layout.remove_stale_parts(tiler.out)
-    workers = min(_MAX_WORKERS, usable_cores())
-    with ReadAhead[SlideEntry, SlideJob](workers=workers, slides_ahead=workers) as ahead:
-        run = SlideRun(stage="tile", prepare=tiler.prepare, work=_count, ahead=ahead, out=tiler.out, report=report)
-        return run.over(entries)
+    planners = min(_MAX_WORKERS, usable_cores())
+    account = Account(stage="tile", total=len(entries), out=tiler.out, report=report)
+    try:
+        with Feed[SlideEntry, SlideJob](readers=1, planners=planners, slides_ahead=2 * planners) as feed:
+            for turn in feed.over(entries, tiler.prepare):
+                if isinstance(turn, Turn):  # there is nothing to read, so there are no batches
+                    _count(turn, account)
+                    feed.close(turn)
+    finally:
+        account.write_failures()
+    return account.summary()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +78,7 @@ class _Tiler:
         """All the work on one slide; several slides at a time, each in a worker thread."""
         with ExitStack() as held:
             slide = open_entry(entry, self.tiling)
-            handles = Handles(partial(copy.copy, slide), slide)
-            held.callback(handles.close)
+            held.callback(slide.close)
             source = source_digest(slide.info, self.tiling, self.segmenter)
             path = layout.coords_path(self.out, self.tiling.spec, entry.slide_id)
             state, _ = claim([path], lambda key: key, lambda key: self._is_current(key, entry, source), held)
@@ -83,8 +87,7 @@ class _Tiler:
             specs = {"tiling": asdict(self.tiling), "tissue": canonical(self.segmenter)}
             made = Provenance.now(specs=specs, inputs={"slide": slide.info.fingerprint, "source": source})
             grid = plan_slide(slide, self.tiling, self.segmenter, self.out, made, source)
-            plan = Plan(info=slide.info, grid=grid, source=source, handles=handles, made=made)
-            return SlideJob(state=state, plan=plan, held=held.pop_all())
+            return SlideJob(state=state, info=slide.info, grid=grid, held=held.pop_all())
 
     def _is_current(self, path: Path, entry: SlideEntry, source: str) -> bool:
         if not path.is_file() or not layout.contour_path(self.out, entry.slide_id).is_file():
@@ -97,5 +100,8 @@ class _Tiler:
         return found.source_fingerprint == source and found.tiles == asdict(self.tiling.spec)
 
 
-def _count(job: SlideJob, turn: Turn[SlideEntry, SlideJob], advance: Advance) -> None:  # noqa: ARG001 - the loop's form
-    advance(job.n_tiles)
+def _count(turn: Turn[SlideEntry, SlideJob], account: Account) -> None:
+    job = account.attempt([turn], turn.prepared)
+    if job is not None:
+        account.count_tiles(turn.item, 0 if job.grid is None else len(job.grid))
+        account.count(turn.item, "done" if job.state == "ready" else job.state)

@@ -15,16 +15,14 @@ from histotl.core.errors import CorruptFileError
 from histotl.core.provenance import Provenance
 from histotl.core.values import SlideInfo, TileGrid
 from histotl.store import schema
-from histotl.store.hdf5 import (
-    create_file,
-    get_dataset,
+from histotl.store.attributes import (
     number_attribute,
-    open_file,
+    numbers_attribute,
     set_attributes,
     set_own_attributes,
     text_attribute,
-    write_contiguous,
 )
+from histotl.store.hdf5 import create_file, get_dataset, open_file, write_contiguous
 from histotl.store.schema import Key
 from histotl.store.values_json import from_json
 
@@ -112,8 +110,8 @@ def read_coords(path: Path) -> CoordsFile:
         tissue = get_dataset(file, schema.TISSUE)
         if tissue is not None and tissue.shape != coords.shape[:1]:
             raise CorruptFileError(f"{path}: {tissue.shape} tissue fractions for {coords.shape[0]} tiles")
-        tiles, mpp = text_attribute(file.attrs, Key.TILES), file.attrs.get(Key.MPP)
-        attributes = coords.attrs
+        tiles, mpp = text_attribute(file.id, Key.TILES), numbers_attribute(file.id, Key.MPP)
+        attributes = coords.id
         return CoordsFile(
             coords_l0=coords[()].astype(np.int64),
             slide_id=text_attribute(attributes, "name") or path.stem.removesuffix("_patches"),
@@ -127,25 +125,25 @@ def read_coords(path: Path) -> CoordsFile:
             tissue_fraction=None if tissue is None else tissue[()].astype(np.float32),
             mpp=None if mpp is None else float(np.mean(mpp)),
             tiles={} if tiles is None else from_json(tiles, what=Key.TILES),
-            source_fingerprint=text_attribute(file.attrs, Key.FINGERPRINT) or "",
+            source_fingerprint=text_attribute(file.id, Key.FINGERPRINT) or "",
         )
 
 
-def _footprint(file: h5py.File, attributes: h5py.AttributeManager) -> tuple[float, float] | None:
-    exact = file.attrs.get(Key.FOOTPRINT)
+def _footprint(file: h5py.File, attributes: h5py.h5d.DatasetID) -> tuple[float, float] | None:
+    exact = numbers_attribute(file.id, Key.FOOTPRINT)
     if exact is not None:
         return float(exact[0]), float(exact[1])
     side = number_attribute(attributes, "patch_size_level0")
     if side is not None:
         return side, side
-    side, downsample = number_attribute(attributes, "patch_size"), attributes.get("downsample")
+    side, downsample = number_attribute(attributes, "patch_size"), numbers_attribute(attributes, "downsample")
     if side is None or downsample is None:
         return None
-    factor = np.broadcast_to(np.asarray(downsample, dtype=np.float64), (2,)) * side
+    factor = np.broadcast_to(downsample, (2,)) * side
     factor = factor * (number_attribute(attributes, "custom_downsample") or 1.0)  # Fishing-Rod's own
     return float(factor[0]), float(factor[1])
 
 
-def _whole(attributes: h5py.AttributeManager, name: str) -> int | None:
+def _whole(attributes: h5py.h5d.DatasetID, name: str) -> int | None:
     value = number_attribute(attributes, name)
     return None if value is None else int(value)

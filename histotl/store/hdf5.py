@@ -1,4 +1,4 @@
-"""The few HDF5 operations that the store is made of: safe opening, plain datasets, attributes, digests.
+"""The few HDF5 operations that the store is made of: safe opening and plain datasets.
 
 A stranger's file is not trusted: only datasets of numbers or text that lie inside the file itself are read. Links to
 other files, external storage, virtual datasets, references and opaque types are refused, and nothing is evaluated or
@@ -7,9 +7,10 @@ unpickled.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import h5py
@@ -17,8 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from histotl.core.errors import CorruptFileError, HistotlError, StoreError
-
-AttributeValue = str | int | float | np.integer | np.floating | npt.NDArray[np.float64]
 
 BLOCK_BYTES = 8 * 2**20
 """Most bytes that are held while a dataset is walked through."""
@@ -51,9 +50,30 @@ def open_file(path: Path) -> Iterator[h5py.File]:
         StoreError: There is no such file, or it may not be read.
         CorruptFileError: It is not HDF5, is cut short, or is damaged where the caller reads.
     """
+    file = h5py.File(_open(path))
+    with reading(path), file:
+        yield file
+
+
+@contextmanager
+def open_root(path: Path) -> Iterator[h5py.h5g.GroupID]:
+    """The same, as HDF5's own handle, which is one of the root group too: a third of the cost.
+
+    Raises:
+        StoreError: There is no such file, or it may not be read.
+        CorruptFileError: It is not HDF5, is cut short, or is damaged where the caller reads.
+    """
+    handle = _open(path)
     try:
-        # Files with a final name never change, and locking fails on many network file systems.
-        file = h5py.File(path, "r", locking=False)
+        with reading(path):
+            yield handle
+    finally:
+        handle.close()
+
+
+def _open(path: Path) -> h5py.h5f.FileID:
+    try:
+        return h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, fapl=_reading_access())
     except FileNotFoundError as error:
         raise StoreError(f"{path} does not exist", hint="check the path, or run histotl embed first") from error
     except (PermissionError, IsADirectoryError) as error:
@@ -61,8 +81,15 @@ def open_file(path: Path) -> Iterator[h5py.File]:
     except (OSError, RuntimeError, ValueError) as error:
         cure = "delete it and make it again; histotl check lists all such files"
         raise CorruptFileError(f"{path} is not a whole HDF5 file: {error}", hint=cure) from error
-    with reading(path), file:
-        yield file
+
+
+@cache
+def _reading_access() -> h5py.h5p.PropFAID:
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)  # closing the file closes everything in it
+    # Files with a final name never change, and locking fails on many network file systems.
+    access.set_file_locking(use_file_locking=False, ignore_when_disabled=False)
+    return access
 
 
 @contextmanager
@@ -125,91 +152,41 @@ def get_dataset(group: h5py.File | h5py.Group, name: str, *, text: bool = False)
     Raises:
         CorruptFileError: The name is a link, a group, or a dataset of another type or stored elsewhere.
     """
-    link = group.get(name, getlink=True)
-    if link is None:
+    found = find_dataset(group.id, name, text=text)
+    return None if found is None else h5py.Dataset(found)
+
+
+def find_dataset(group: h5py.h5g.GroupID, name: str, *, text: bool = False) -> h5py.h5d.DatasetID | None:
+    """The same as HDF5's own handle.
+
+    Raises:
+        CorruptFileError: The name is a link, a group, or a dataset of another type or stored elsewhere.
+    """
+    key = name.encode()
+    if not group.links.exists(key):
         return None
-    where = f"{group.file.filename}: {name!r}"
-    cure = "only numbers and text inside the file itself are read"
-    if not isinstance(link, h5py.HardLink):
-        raise CorruptFileError(f"{where} is a link to elsewhere", hint=cure)
-    found = group[name]
-    if not isinstance(found, h5py.Dataset):
-        raise CorruptFileError(f"{where} is a {type(found).__name__.lower()}, not a dataset", hint=cure)
-    if found.external or found.is_virtual:
-        raise CorruptFileError(f"{where} keeps its values in another file", hint=cure)
-    good = h5py.check_string_dtype(found.dtype) is not None if text else found.dtype.kind in "fiu"
-    if not good or found.shape is None:
-        raise CorruptFileError(f"{where} has the type {found.dtype}", hint=cure)
+    if group.links.get_info(key).type != h5py.h5l.TYPE_HARD:
+        raise _refused(group, name, "is a link to elsewhere")
+    found = h5py.h5o.open(group, key)
+    if not isinstance(found, h5py.h5d.DatasetID):
+        kind = "group" if isinstance(found, h5py.h5g.GroupID) else "named type"
+        raise _refused(group, name, f"is a {kind}, not a dataset")
+    dtype = found.dtype
+    good = h5py.check_string_dtype(dtype) is not None if text else dtype.kind in "fiu"
+    # A place in this file says at once that the values are neither elsewhere nor missing.
+    if found.get_offset() is None:
+        stored = found.get_create_plist()
+        if stored.get_layout() == h5py.h5d.VIRTUAL or stored.get_external_count():
+            raise _refused(group, name, "keeps its values in another file")
+        good = good and found.get_space().get_simple_extent_type() != h5py.h5s.NULL
+    if not good:
+        raise _refused(group, name, f"has the type {dtype}")
     return found
 
 
-def text_attribute(attributes: h5py.AttributeManager, name: str) -> str | None:
-    """Value of a text attribute; None when it is missing or not text."""
-    value = attributes.get(name) if name in attributes else None
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", errors="replace")
-    return value if isinstance(value, str) else None
-
-
-def number_attribute(attributes: h5py.AttributeManager, name: str) -> float | None:
-    """Value of a numeric attribute; None when it is missing or not one number."""
-    value = attributes.get(name) if name in attributes else None
-    if isinstance(value, int | float | np.integer | np.floating):
-        return float(value)
-    return None
-
-
-def set_attributes(target: h5py.File | h5py.Dataset, values: Mapping[str, AttributeValue]) -> None:
-    """Write attributes: text as variable-length UTF-8, whole numbers as int64, others as float64."""
-    for name, value in values.items():
-        if isinstance(value, int | np.integer):
-            target.attrs[name] = np.int64(value)
-        elif isinstance(value, float | np.floating):
-            target.attrs[name] = np.float64(value)
-        else:
-            target.attrs[name] = value
-
-
-def set_own_attributes(file: h5py.File, values: Mapping[str, AttributeValue]) -> None:
-    """The same for the root, with text of fixed length: it lies in the header, under the header's checksum.
-
-    Text of variable length lies in a heap that has none; TRIDENT's attributes are of that kind, ours need not be.
-    """
-    for name, value in values.items():
-        if isinstance(value, str):
-            data = value.encode()
-            file.attrs.create(name, data, dtype=h5py.string_dtype("utf-8", max(1, len(data))))
-        else:
-            set_attributes(file, {name: value})
-
-
-def blocks(dataset: h5py.Dataset) -> Iterator[npt.NDArray[np.generic]]:
-    """The rows of a dataset in order, in blocks of some MiB."""
-    row_bytes = max(1, dataset.dtype.itemsize * int(np.prod(dataset.shape[1:], dtype=np.int64)))
-    step = max(1, BLOCK_BYTES // row_bytes)
-    for start in range(0, dataset.shape[0], step):
-        yield dataset[start : start + step]
-
-
-def data_digest(file: h5py.File, names: Sequence[str]) -> str:
-    """SHA-256 over name, type, shape and bytes of the datasets that are there, in the order given.
-
-    Text is hashed as UTF-8, each entry after its length, so that no two lists of texts hash alike.
-    """
-    digest = hashlib.sha256()
-    for name in names:
-        dataset = file.get(name)
-        if dataset is None:
-            continue
-        is_text = h5py.check_string_dtype(dataset.dtype) is not None
-        digest.update(f"{name} {'text' if is_text else dataset.dtype.str} {dataset.shape}\n".encode())
-        for block in blocks(dataset):
-            if is_text:
-                for text in block:
-                    digest.update(len(text).to_bytes(8, "little") + text)
-            else:
-                digest.update(np.ascontiguousarray(block).data.cast("B"))
-    return digest.hexdigest()
+def _refused(group: h5py.h5g.GroupID, name: str, fact: str) -> CorruptFileError:
+    where = f"{os.fsdecode(h5py.h5f.get_name(group))}: {name!r}"
+    return CorruptFileError(f"{where} {fact}", hint="only numbers and text inside the file itself are read")
 
 
 def not_finite(values: npt.NDArray[np.floating]) -> npt.NDArray[np.intp]:

@@ -17,7 +17,9 @@ from histotl.core.errors import CorruptFileError, StoreError
 from histotl.core.provenance import Provenance
 from histotl.core.values import BackboneCard, FeatureIdentity
 from histotl.store import schema
-from histotl.store.hdf5 import get_dataset, number_attribute, open_file, text_attribute
+from histotl.store.attributes import number_attribute, numbers_attribute, text_attribute
+from histotl.store.convert import converted
+from histotl.store.hdf5 import find_dataset, get_dataset, open_file, open_root
 from histotl.store.rows import ChunkedRows, RowSelection, Storage, read_block, take
 from histotl.store.schema import Key
 from histotl.store.seal import has_seal, seal_problem
@@ -89,7 +91,7 @@ class Embeddings:
             return read_block(self.path, offset, shape, self.dtype, dtype)
         was_open = "features" in self.__dict__
         try:
-            return take(self.features, rows, self.path).astype(dtype, copy=False)
+            return converted(take(self.features, rows, self.path), dtype)
         finally:
             if not was_open:
                 self.close()
@@ -152,72 +154,95 @@ def open_embeddings(path: Path | str) -> Embeddings:
         CorruptFileError: It is damaged, or no features file of these kinds.
     """
     path = Path(path)
-    with open_file(path) as file:
-        features = _features(file, path)
-        n, dim = (int(side) for side in features.shape[-2:])
-        _check_companions(file, path, n)
-        coords = file.get(schema.COORDS)
+    with open_root(path) as root:
+        features = _features(root, path)
+        n, dim = features.shape[-2:]
+        coords = _check_companions(root, path, n)
         storage = Storage.of(features)
         if storage.offset is not None and storage.offset + features.dtype.itemsize * n * dim > path.stat().st_size:
             raise CorruptFileError(f"{path} is cut short: its features end beyond its end", hint="make it again")
-        fields = _our_fields(file, path) if Key.SCHEMA in file.attrs else _their_fields(features, coords, path)
+        is_ours = h5py.h5a.exists(root, Key.SCHEMA.encode())
+        fields = _our_fields(root, path) if is_ours else _their_fields(features, coords, path)
         return Embeddings(path=path, n=n, dim=dim, dtype=features.dtype, _storage=storage, **fields)
 
 
-def _features(file: h5py.File, path: Path) -> h5py.Dataset:
+def _features(root: h5py.h5g.GroupID, path: Path) -> h5py.h5d.DatasetID:
     """The features, or an answer to what else the file may be."""
-    if schema.FEATURES not in file:
-        found = ", ".join(sorted(file)[:6]) or "nothing"
-        fact = f"{path} is not a histotl or TRIDENT features file: it has no dataset 'features' but {found}"
-        if "feats" in file or "patch_embeddings" in file:
-            cure = "features of STAMP are not read; embed the slides with histotl embed, or rename feats to features"
-            raise CorruptFileError(f"{fact}; it looks like STAMP", hint=cure)
-        if schema.COORDS in file:
-            raise CorruptFileError(f"{fact}; it looks like a coordinates file", hint="give the features_… folder")
-        raise CorruptFileError(fact, hint="give a file made by histotl embed or by TRIDENT")
-    if isinstance(file.get(schema.FEATURES, getlink=True), h5py.HardLink) and isinstance(
-        file[schema.FEATURES], h5py.Group
-    ):
-        inside = ", ".join(sorted(file[schema.FEATURES])[:6])
-        fact = f"{path}: 'features' is a group ({inside}), not a dataset; it looks like AtlasPatch"
-        raise CorruptFileError(fact, hint="give a file made by histotl embed or by TRIDENT")
-    features = get_dataset(file, schema.FEATURES)
-    if features is None or features.dtype.kind != "f":
+    try:
+        features = find_dataset(root, schema.FEATURES)
+    except CorruptFileError as error:
+        raise _group_of_features(root, path) or error from None
+    if features is None:
+        raise _unknown(_names(root), path)
+    if features.dtype.kind != "f":
         raise CorruptFileError(f"{path}: 'features' are not floating-point numbers", hint="make the file again")
-    if features.ndim == 1:
+    shape = features.shape
+    if len(shape) == 1:
         cure = "give the features_… folder with one row for each tile"
         raise CorruptFileError(f"{path}: 'features' is one vector; it looks like slide features", hint=cure)
-    if features.ndim not in (2, 3) or (features.ndim == 3 and features.shape[0] != 1):
-        raise CorruptFileError(f"{path}: 'features' have the shape {features.shape}, (n, d) expected")
+    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[0] != 1):
+        raise CorruptFileError(f"{path}: 'features' have the shape {shape}, (n, d) expected")
     return features
 
 
-def _check_companions(file: h5py.File, path: Path, n: int) -> None:
-    """Refuse a file whose datasets do not have a row for each row of features."""
+def _group_of_features(root: h5py.h5g.GroupID, path: Path) -> CorruptFileError | None:
+    """What a file is whose features are not one dataset but several."""
+    name = schema.FEATURES.encode()
+    if root.links.get_info(name).type != h5py.h5l.TYPE_HARD:
+        return None
+    found = h5py.h5o.open(root, name)
+    if not isinstance(found, h5py.h5g.GroupID):
+        return None
+    inside = ", ".join(_names(found)[:6])
+    fact = f"{path}: 'features' is a group ({inside}), not a dataset; it looks like AtlasPatch"
+    return CorruptFileError(fact, hint="give a file made by histotl embed or by TRIDENT")
+
+
+def _unknown(names: list[str], path: Path) -> CorruptFileError:
+    """What a file without features looks like."""
+    found = ", ".join(names[:6]) or "nothing"
+    fact = f"{path} is not a histotl or TRIDENT features file: it has no dataset 'features' but {found}"
+    if "feats" in names or "patch_embeddings" in names:
+        cure = "features of STAMP are not read; embed the slides with histotl embed, or rename feats to features"
+        return CorruptFileError(f"{fact}; it looks like STAMP", hint=cure)
+    if schema.COORDS in names:
+        return CorruptFileError(f"{fact}; it looks like a coordinates file", hint="give the features_… folder")
+    return CorruptFileError(fact, hint="give a file made by histotl embed or by TRIDENT")
+
+
+def _names(group: h5py.h5g.GroupID) -> list[str]:
+    return sorted(name.decode("utf-8", errors="replace") for name in group)
+
+
+def _check_companions(root: h5py.h5g.GroupID, path: Path, n: int) -> h5py.h5d.DatasetID | None:
+    """Refuse a file whose datasets do not have a row for each row of features; gives the coordinates."""
+    coords = None
     for name in (schema.COORDS, schema.TISSUE, schema.ITEMS):
-        dataset = get_dataset(file, name, text=name == schema.ITEMS)
+        dataset = find_dataset(root, name, text=name == schema.ITEMS)
         if dataset is None:
             continue
-        tail = (2,) if name == schema.COORDS else ()
-        shapes = ((n, *tail), (1, n, *tail)) if name == schema.COORDS else ((n,),)
-        if dataset.shape not in shapes:
-            fact = f"{path}: {name!r} have the shape {dataset.shape}, but there are {n} rows of features"
+        shape = dataset.shape
+        if shape not in (((n, 2), (1, n, 2)) if name == schema.COORDS else ((n,),)):
+            fact = f"{path}: {name!r} have the shape {shape}, but there are {n} rows of features"
             raise CorruptFileError(fact, hint="make the file again")
-        if name == schema.COORDS and dataset.dtype.kind not in "iu":
-            raise CorruptFileError(f"{path}: 'coords' are {dataset.dtype}, whole level-0 pixels expected")
+        if name == schema.COORDS:
+            coords = dataset
+            if coords.dtype.kind not in "iu":
+                raise CorruptFileError(f"{path}: 'coords' are {coords.dtype}, whole level-0 pixels expected")
+    return coords
 
 
-def _our_fields(file: h5py.File, path: Path) -> dict[str, Any]:
-    version = number_attribute(file.attrs, Key.SCHEMA)
+def _our_fields(root: h5py.h5g.GroupID, path: Path) -> dict[str, Any]:
+    version = number_attribute(root, Key.SCHEMA)
     if version is None or version > schema.SCHEMA_VERSION:
         fact = f"{path} has the schema version {version}, this histotl reads up to {schema.SCHEMA_VERSION}"
         raise StoreError(fact, hint="pip install --upgrade histotl")
-    texts = {key: text_attribute(file.attrs, key) for key in schema.REQUIRED}
+    texts = {key: text_attribute(root, key) for key in schema.REQUIRED}
     missing = [str(key) for key, text in texts.items() if text is None]
     if missing:
         raise CorruptFileError(f"{path} lacks the attributes {', '.join(missing)}", hint="make the file again")
     text = {key: value for key, value in texts.items() if value is not None}
-    mpp, footprint = file.attrs.get(Key.MPP), file.attrs.get(Key.FOOTPRINT)
+    mpp, footprint = numbers_attribute(root, Key.MPP), numbers_attribute(root, Key.FOOTPRINT)
     card = card_from_json(text[Key.CARD])
     return {
         "slide_id": text[Key.SLIDE_ID],
@@ -230,16 +255,16 @@ def _our_fields(file: h5py.File, path: Path) -> dict[str, Any]:
         "digest": text[Key.DIGEST],
         "footprint_l0": None if footprint is None else (float(footprint[0]), float(footprint[1])),
         "mpp": None if mpp is None else float(np.mean(mpp)),
-        "mpp_source": text_attribute(file.attrs, Key.MPP_SOURCE) or "",
-        "tile_um": number_attribute(file.attrs, Key.TILE_UM),
+        "mpp_source": text_attribute(root, Key.MPP_SOURCE) or "",
+        "tile_um": number_attribute(root, Key.TILE_UM),
     }
 
 
-def _their_fields(features: h5py.Dataset, coords: h5py.Dataset | None, path: Path) -> dict[str, Any]:
-    side = None if coords is None else number_attribute(coords.attrs, "patch_size_level0")
-    name = text_attribute(features.attrs, "name") or (text_attribute(coords.attrs, "name") if coords else None)
+def _their_fields(features: h5py.h5d.DatasetID, coords: h5py.h5d.DatasetID | None, path: Path) -> dict[str, Any]:
+    side = None if coords is None else number_attribute(coords, "patch_size_level0")
+    name = text_attribute(features, "name") or (None if coords is None else text_attribute(coords, "name"))
     return {
         "slide_id": name or path.stem,
-        "encoder": text_attribute(features.attrs, "encoder") or "",
+        "encoder": text_attribute(features, "encoder") or "",
         "footprint_l0": None if side is None else (side, side),
     }

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from histotl.core.errors import CorruptFileError, StoreError
+from histotl.store.convert import convert
 from histotl.store.hdf5 import reading
 from histotl.store.schema import FEATURES
 
@@ -38,10 +39,9 @@ class Storage:
     offset: int | None
 
     @classmethod
-    def of(cls, dataset: h5py.Dataset) -> Storage:
-        """Look at a dataset; one that was never written has no offset."""
-        contiguous = dataset.id.get_create_plist().get_layout() == h5py.h5d.CONTIGUOUS
-        return cls(offset=dataset.id.get_offset() if contiguous else None)
+    def of(cls, dataset: h5py.h5d.DatasetID) -> Storage:
+        """Look at a dataset; one that is chunked, or was never written, has no offset."""
+        return cls(offset=dataset.get_offset())
 
     def rows(self, path: Path, shape: tuple[int, int], dtype: np.dtype[np.floating]) -> Rows | ChunkedRows:
         """A view of all rows: (n, d), read when indexed."""
@@ -63,7 +63,8 @@ def take(view: Rows | ChunkedRows, key: RowSelection | None, path: Path) -> Rows
         key = slice(None)
     if isinstance(view, ChunkedRows):
         return view[key]
-    return np.array(view[key if isinstance(key, slice) else _places(key, len(view), path)])
+    plain = view.view(np.ndarray)  # indexing a memory map itself costs a second look at every result
+    return plain[key].copy() if isinstance(key, slice) else plain[_places(key, len(view), path)]
 
 
 def read_block(
@@ -71,17 +72,20 @@ def read_block(
 ) -> Rows:
     """A new array with all rows of a contiguous dataset, as numbers of the type wanted."""
     n, dim = shape
-    # Converting in parts that stay in the processor's cache takes half the time of one large conversion.
-    step = n if np.dtype(wanted) == dtype else max(1, _PART_BYTES // (dtype.itemsize * dim))
     rows = np.empty(shape, wanted)
+    # Converting in parts that stay in the processor's cache takes half the time of one large conversion.
+    step = max(1, _PART_BYTES // (dtype.itemsize * dim))
     try:
         with path.open("rb", buffering=0) as file:
             file.seek(offset)
+            if rows.dtype == dtype:
+                _fill(file, rows)
+                return rows
+            part = np.empty((min(step, n), dim), dtype)
             for start in range(0, n, step):
-                part = rows if rows.dtype == dtype else np.empty((min(step, n - start), dim), dtype)
+                part = part[: n - start]
                 _fill(file, part)
-                if part is not rows:
-                    rows[start : start + step] = part
+                convert(part, rows[start : start + step])
     except FileNotFoundError as error:
         raise StoreError(f"{path} does not exist any more", hint="run histotl embed again") from error
     except OSError as error:

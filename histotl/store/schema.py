@@ -21,7 +21,7 @@ from histotl.core.errors import StoreError
 from histotl.core.provenance import Provenance
 from histotl.core.units import nominal_magnification, round_px
 from histotl.core.values import BackboneCard, FeatureIdentity, SlideInfo, TileGrid
-from histotl.store.hdf5 import AttributeValue
+from histotl.store.attributes import AttributeValue
 from histotl.store.values_json import to_json
 
 SCHEMA_VERSION: Final = 1

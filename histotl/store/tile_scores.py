@@ -11,15 +11,8 @@ import numpy.typing as npt
 
 from histotl.core.atomic import atomic_path
 from histotl.core.errors import CorruptFileError, StoreError
-from histotl.store.hdf5 import (
-    AttributeValue,
-    create_file,
-    get_dataset,
-    open_file,
-    set_own_attributes,
-    text_attribute,
-    write_contiguous,
-)
+from histotl.store.attributes import AttributeValue, set_own_attributes, text_attribute
+from histotl.store.hdf5 import create_file, get_dataset, open_file, write_contiguous
 from histotl.store.schema import COORDS
 from histotl.store.values_json import from_json, to_json
 
@@ -84,7 +77,7 @@ def read_tile_scores(path: Path) -> TileScores:
         CorruptFileError: It is damaged, or holds no tile scores.
     """
     with open_file(path) as file:
-        coords, attributes = get_dataset(file, COORDS), text_attribute(file.attrs, _ATTRIBUTES)
+        coords, attributes = get_dataset(file, COORDS), text_attribute(file.id, _ATTRIBUTES)
         if coords is None or attributes is None or _SCORES not in file:
             raise CorruptFileError(f"{path} holds no tile scores", hint="give a file made by histotl predict")
         columns = {}

@@ -66,7 +66,7 @@ def identity_from_json(text: str) -> FeatureIdentity:
     parts = {"backbone": dict, "tiles": dict, "stain": str, "compute": str, "dtype": str}
     if set(tree) != set(parts) or not all(isinstance(tree[name], kind) for name, kind in parts.items()):
         raise CorruptFileError(f"the identity is not an identity: {text[:80]}", hint="make the file again")
-    return FeatureIdentity.from_json(text)
+    return FeatureIdentity(**tree)  # type: ignore[arg-type] # checked by the lines above
 
 
 def provenance_from_json(text: str) -> Provenance:

@@ -11,7 +11,9 @@ import numpy as np
 from histotl.core.errors import StoreError
 from histotl.core.values import FeatureIdentity
 from histotl.store import schema
-from histotl.store.hdf5 import blocks, data_digest, get_dataset, not_finite, number_attribute, open_file
+from histotl.store.attributes import number_attribute
+from histotl.store.digest import blocks, data_digest
+from histotl.store.hdf5 import get_dataset, not_finite, open_file
 from histotl.store.reader import Embeddings, open_embeddings
 from histotl.store.schema import DTYPES, Key
 from histotl.store.seal import has_seal, seal_problem
@@ -111,7 +113,7 @@ def _coordinate_problems(embeddings: Embeddings, file: h5py.File) -> list[str]:
     coords = embeddings.coords_l0
     if coords is None or not len(coords):
         return []
-    size = [number_attribute(file[schema.COORDS].attrs, f"level0_{side}") for side in ("width", "height")]
+    size = [number_attribute(file[schema.COORDS].id, f"level0_{side}") for side in ("width", "height")]
     outside = (coords < 0).any(axis=1)
     for axis, side in enumerate(size):
         if side is not None:

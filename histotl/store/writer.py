@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,26 +16,20 @@ import numpy.typing as npt
 from histotl.core.atomic import atomic_path
 from histotl.core.errors import StoreError
 from histotl.store import schema
-from histotl.store.hdf5 import (
-    cannot_write,
-    create_contiguous,
-    create_file,
-    data_digest,
-    not_finite,
-    set_attributes,
-    set_own_attributes,
-    write_contiguous,
-    write_texts,
-)
+from histotl.store.attributes import set_attributes, set_own_attributes
+from histotl.store.convert import converted
+from histotl.store.digest import RunningDigest, data_digest
+from histotl.store.hdf5 import cannot_write, create_contiguous, create_file, not_finite, write_contiguous, write_texts
 from histotl.store.schema import DTYPES, DType, EmbeddingsMeta, Key
-from histotl.store.seal import add_seal
+from histotl.store.seal import Checked, add_seal
 
 
 class EmbeddingsWriter:
     """One embeddings file in the making, under a temporary name beside its final one.
 
     ``seal`` gives it the final name; leaving the ``with`` block without it removes every trace. One writer a path and
-    process: `histotl.store.lock.SlideLock` keeps others away.
+    process: `histotl.store.lock.SlideLock` keeps others away. Any thread may call it, one at a time. Rows that come in
+    order cost least: they are hashed as they pass, others are read back before the seal.
 
     Args:
         path: Final name. A file that is there is replaced at the moment of sealing, not before.
@@ -50,9 +45,11 @@ class EmbeddingsWriter:
     def __init__(self, path: Path, *, n: int, dim: int, dtype: DType, meta: EmbeddingsMeta) -> None:
         _check(n, dim, dtype, meta)
         self.path = path
-        self._shape = (n, dim)
+        self._shape = (int(n), int(dim))
         self._dtype = DTYPES[dtype]
+        self._row_bytes = self._dtype.itemsize * self._shape[1]
         self._written = np.zeros(n, dtype=bool)
+        self._digest = RunningDigest(schema.FEATURES, self._shape, self._dtype)
         self._place: AbstractContextManager[Path] | None = atomic_path(path)
         self._handle = -1
         try:
@@ -83,17 +80,20 @@ class EmbeddingsWriter:
         if not rows.size:
             return
         values = self._converted(rows, features)
-        if (np.diff(rows) < 0).any():
+        steps = np.diff(rows)
+        if (steps < 0).any():
             order = np.argsort(rows, kind="stable")
             rows, values = rows[order], values[order]
-        self._claim(rows)
+            steps = np.diff(rows)
+        self._refuse(rows, steps)
         # One system call for each run of neighbouring rows; batches usually are one run.
-        starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
+        edges = [0, *(np.flatnonzero(steps != 1) + 1).tolist(), len(rows)]
         try:
-            for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
+            for start, stop in pairwise(edges):
                 self._write(int(rows[start]), values[start:stop])
         except OSError as error:
             raise cannot_write(self.path, error) from error
+        self._written[rows] = True
 
     def seal(self) -> None:
         """Add digest and seal, flush, rename. After this the file is there, whole.
@@ -107,11 +107,9 @@ class EmbeddingsWriter:
         if missing.size:
             shown = ", ".join(map(str, missing[:5])) + (" …" if missing.size > 5 else "")
             raise StoreError(f"{self.path} cannot be sealed: {missing.size} of {self._shape[0]} rows missing ({shown})")
-        os.close(self._handle)
-        self._handle = -1
         place = self._place
         try:
-            _finish(self._temporary)
+            self._finish()
             place.__exit__(None, None, None)
         except OSError as error:
             self.abort()
@@ -137,8 +135,7 @@ class EmbeddingsWriter:
         self.abort()
 
     def _converted(self, rows: npt.NDArray[np.int64], features: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-        with np.errstate(over="ignore", invalid="ignore"):
-            values = np.ascontiguousarray(features, dtype=self._dtype)
+        values = converted(features, self._dtype)
         wrong = not_finite(values)
         if not wrong.size:
             return values
@@ -151,23 +148,45 @@ class EmbeddingsWriter:
             raise StoreError(f"{fact}, beyond the range of {self._dtype} (±{np.finfo(self._dtype).max})", hint=cure)
         raise StoreError(f"{fact}; features must be finite", hint="run the backbone in fp32; look at the tile")
 
-    def _claim(self, rows: npt.NDArray[np.int64]) -> None:
-        """Mark sorted rows, at least one, as present."""
+    def _refuse(self, rows: npt.NDArray[np.int64], steps: npt.NDArray[np.int64]) -> None:
+        """Raise where sorted rows, at least one, do not exist or are there already."""
         if rows[0] < 0 or rows[-1] >= self._shape[0]:
             seen = rows[0] if rows[0] < 0 else rows[-1]
             raise StoreError(f"row {seen} does not exist in {self.path.name}, which has {self._shape[0]} rows")
-        twice = rows[self._written[rows] | (np.diff(rows, prepend=-1) == 0)]
-        if twice.size:
-            raise StoreError(f"row {twice[0]} of {self.path.name} was given twice")
-        self._written[rows] = True
+        for twice in (rows[:-1][steps == 0], rows[self._written[rows]]):
+            if twice.size:
+                raise StoreError(f"row {twice[0]} of {self.path.name} was given twice")
 
     def _write(self, row: int, values: npt.NDArray[np.floating]) -> None:
         # pwrite, not a memory map: a full disk is an error here and a fatal signal there.
-        position = self._offset + row * self._shape[1] * self._dtype.itemsize
-        left = np.ascontiguousarray(values).data.cast("B")
+        position = self._offset + row * self._row_bytes
+        left = whole = values.data.cast("B")
         while left:
             done = os.pwrite(self._handle, left, position)
             left, position = left[done:], position + done
+        self._digest.add(row, whole)
+
+    def _read(self, start: int, stop: int) -> bytes:
+        """Bytes of rows that were written."""
+        position, wanted = self._offset + start * self._row_bytes, (stop - start) * self._row_bytes
+        parts = []
+        while wanted:
+            part = os.pread(self._handle, wanted, position)
+            if not part:
+                raise OSError("it was cut short by someone else")
+            parts.append(part)
+            position, wanted = position + len(part), wanted - len(part)
+        return b"".join(parts)
+
+    def _finish(self) -> None:
+        """Close the file with digest and seal in it."""
+        digest, crc = self._digest.finish(self._read)
+        os.close(self._handle)
+        self._handle = -1
+        with h5py.File(self._temporary, "r+", locking=False) as file:
+            others = [name for name in schema.DATASETS if name != schema.FEATURES]  # the first of them
+            set_own_attributes(file, {Key.DIGEST: data_digest(file, others, digest)})
+        add_seal(self._temporary, Checked(start=self._offset, size=self._shape[0] * self._row_bytes, crc=crc))
 
 
 def _check(n: int, dim: int, dtype: DType, meta: EmbeddingsMeta) -> None:
@@ -201,9 +220,3 @@ def _reserve(
         else:
             write_texts(file, schema.ITEMS, meta.items)
         return features.id.get_offset() or 0
-
-
-def _finish(temporary: Path) -> None:
-    with h5py.File(temporary, "r+", locking=False) as file:
-        set_own_attributes(file, {Key.DIGEST: data_digest(file, schema.DATASETS)})
-    add_seal(temporary)

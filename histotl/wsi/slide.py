@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -11,12 +10,13 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
-from PIL import Image
 
 from histotl.core.errors import SlideError, SlideOpenError, UsageError
 from histotl.core.units import round_px
 from histotl.core.values import SlideInfo
 from histotl.wsi._opening import first_that_opens, slide_name, with_pixel_size
+from histotl.wsi._layout import fill_around
+from histotl.wsi._resample import COPY, Windows, Workspace, windows_l0
 from histotl.wsi.readers._brightfield import check_brightfield
 from histotl.wsi.readers.array import ArrayBackend
 from histotl.wsi.readers.base import Pixels, SlideBackend, TiledLevel
@@ -24,9 +24,6 @@ from histotl.wsi.tiling import best_level, level_scale
 
 _BLOCK_PX = 16_000_000
 """Source pixels that are decoded at a time; bounds the memory of large reads."""
-
-_SAME_PX = 0.02
-"""Shift over a whole tile below which pixels are taken as they are, without resampling."""
 
 
 class Slide:
@@ -135,22 +132,16 @@ class Slide:
     ) -> Pixels:
         zoom = min(size_l0[0] / size_px[0], size_l0[1] / size_px[1])
         level = best_level(self.info, zoom) if level is None else level
-        scale = level_scale(self.info, level)
-        source_px = size_l0[0] / scale[0] * size_l0[1] / scale[1]
-        if source_px > _BLOCK_PX and max(size_px) > 1:
+        windows = windows_l0(self.info, np.array([corner_l0], np.float64), size_l0, size_px, level)
+        (left, top), (right, bottom) = windows.first[0].tolist(), windows.last[0].tolist()
+        if windows.mode[0] == COPY:
+            return self._region(level, left, top, right, bottom)
+        if in_blocks(windows):
             return self._in_halves(corner_l0, size_l0, size_px, level)
-        box = [corner_l0[axis] / scale[axis] + part * size_l0[axis] / scale[axis] for part in (0, 1) for axis in (0, 1)]
-        whole = [round_px(edge) for edge in box]
-        shift = max(abs(edge - near) for edge, near in zip(box, whole, strict=True))
-        if shift <= _SAME_PX and (whole[2] - whole[0], whole[3] - whole[1]) == size_px:
-            return self._region(level, *whole)
-        # The filter reaches two output pixels beyond the border: neighbours of a tile take part, so tiles fit together.
-        reach = [math.ceil(2 * max(1.0, (box[2 + axis] - box[axis]) / size_px[axis])) + 1 for axis in (0, 1)]
-        left, top = math.floor(box[0]) - reach[0], math.floor(box[1]) - reach[1]
-        right, bottom = math.ceil(box[2]) + reach[0], math.ceil(box[3]) + reach[1]
-        image = Image.fromarray(self._region(level, left, top, right, bottom))
-        inner = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
-        return np.array(image.resize(size_px, Image.Resampling.BICUBIC, box=inner))
+        region = np.require(self._region(level, left, top, right, bottom), requirements=("C", "W"))
+        tile = np.empty((size_px[1], size_px[0], 3), np.uint8)
+        Workspace().render(windows, [0], region.reshape(1, *region.shape), [tile])
+        return tile
 
     def _in_halves(
         self, corner_l0: tuple[float, float], size_l0: tuple[float, float], size_px: tuple[int, int], level: int
@@ -183,10 +174,16 @@ class Slide:
             if (x0, y0, x1, y1) == (left, top, right, bottom):
                 return inside
         canvas = np.empty((bottom - top, right - left, 3), np.uint8)
-        canvas[:] = self.info.background
+        fill_around(canvas, (x0 - left, y0 - top, x1 - left, y1 - top), self.info.background)
         if inside is not None:
             canvas[y0 - top : y1 - top, x0 - left : x1 - left] = inside
         return canvas
+
+
+def in_blocks(windows: Windows) -> bool:
+    """Whether the source of one tile is so large that it is read in pieces."""
+    pixels = windows.scale[0] * windows.out_px[0] * windows.scale[1] * windows.out_px[1]
+    return pixels > _BLOCK_PX and max(windows.out_px) > 1
 
 
 def open_slide(

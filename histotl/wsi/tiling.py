@@ -8,6 +8,7 @@ which is rarely a whole number; nothing here rounds a scale.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -137,23 +138,48 @@ def tissue_fractions(
     """
     if mask.ndim != 2:
         raise UsageError(f"tissue mask has shape {mask.shape}", hint="give one of shape (height, width)")
-    table = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
-    table[1:, 1:] = mask.cumsum(0, dtype=np.float64).cumsum(1)
+    import cv2  # heavy, and most users of this geometry have no mask
+
+    table = cv2.integral(np.ascontiguousarray(mask).view(np.uint8), sdepth=cv2.CV_32S)
     left, top = columns_l0 / scale_l0[0], rows_l0 / scale_l0[1]
     width, height = footprint_l0[0] / scale_l0[0], footprint_l0[1] / scale_l0[1]
-    strips = (_interpolate(table, top + height) - _interpolate(table, top)).T
-    sums = (_interpolate(strips, left + width) - _interpolate(strips, left)).T
+    across = _Ends.of(left, left + width, mask.shape[1])
+    down = _Ends.of(top, top + height, mask.shape[0])
+    corners = table[np.ix_(down.needed, across.needed)].astype(np.float64)
+    sums = across.differences(down.differences(corners).T).T
     return np.clip(sums / (width * height), 0.0, 1.0).astype(np.float32)
 
 
-def _interpolate(table: npt.NDArray[np.float64], position: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """Rows of a table at fractional positions; beyond its ends the first or the last row."""
-    position = np.clip(position, 0, len(table) - 1)
-    below = np.minimum(position.astype(np.int64), max(len(table) - 2, 0))
-    above = np.minimum(below + 1, len(table) - 1)
-    part = (position - below)[:, None]
-    rows: npt.NDArray[np.float64] = table[below] * (1 - part) + table[above] * part
-    return rows
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Ends:
+    """Where intervals begin and end in a table, at fractional positions; beyond its ends the first or the last row.
+
+    Args:
+        needed: The rows of the table next to these positions.
+        below: int64 (2, n): the needed rows before the beginnings and the ends.
+        above: Those after them.
+        part: float64 (2, n, 1): how far each position lies between both, 0 to 1.
+    """
+
+    needed: npt.NDArray[np.int64]
+    below: npt.NDArray[np.int64]
+    above: npt.NDArray[np.int64]
+    part: npt.NDArray[np.float64]
+
+    @classmethod
+    def of(cls, begin: npt.NDArray[np.float64], end: npt.NDArray[np.float64], last: int) -> _Ends:
+        position = np.clip(np.stack([begin, end]), 0, last)
+        below = position.astype(np.int64)
+        both = np.stack([below, np.minimum(below + 1, last)])
+        needed, place = np.unique(both, return_inverse=True)
+        low, high = place.reshape(both.shape)
+        return cls(needed=needed, below=low, above=high, part=(position - below)[..., None])
+
+    def differences(self, rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The table at the ends minus the table at the beginnings, from its needed rows."""
+        at = rows[self.below] * (1 - self.part) + rows[self.above] * self.part
+        difference: npt.NDArray[np.float64] = at[1] - at[0]
+        return difference
 
 
 def _corners(start: int, length: int, side: float, stride: float, *, pad: bool) -> npt.NDArray[np.int64]:

@@ -16,10 +16,10 @@ from histotl.embed._models import Model, load_models
 from histotl.embed._plan import sample_rows
 from histotl.embed.config import EmbedConfig, TileConfig
 from histotl.embed.device import (
-    choose_batch_size,
     choose_precision,
     choose_workers,
     compute_settings,
+    largest_batch,
     usable_cores,
 )
 
@@ -97,11 +97,11 @@ def test_precision_on_a_gpu(monkeypatch):
 
 def test_batches_shrink_with_the_tiles():
     auto = EmbedConfig()
-    assert choose_batch_size(EmbedConfig(batch_size=7), GPU, 224) == 7
-    assert choose_batch_size(auto, GPU, 224) == 256
-    assert choose_batch_size(auto, GPU, 448) == 64
-    assert choose_batch_size(auto, CPU, 64) == 32
-    assert choose_batch_size(auto, CPU, 100_000) == 1
+    assert largest_batch(EmbedConfig(batch_size=7), GPU, 224) == 7
+    assert largest_batch(auto, GPU, 224) == 1024
+    assert largest_batch(auto, GPU, 448) == 256
+    assert largest_batch(auto, CPU, 64) == 64
+    assert largest_batch(auto, CPU, 100_000) == 1
 
 
 @pytest.mark.parametrize(("cores", "gpu", "cpu"), [(1, 1, 1), (2, 1, 1), (16, 8, 4), (64, 8, 8)])

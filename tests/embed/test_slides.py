@@ -17,7 +17,7 @@ from PIL import Image
 from histotl.backbones.color_stats import ColorStatsEmbedder
 from histotl.core.errors import SetupError, TableError, UnknownNameError, UsageError, WeightsError
 from histotl.core.progress import Step
-from histotl.embed import _job
+from histotl.embed._job import SlideJob
 from histotl.embed.config import EmbedConfig, TileConfig
 from histotl.embed.engine import embed_slides
 from histotl.embed.summary import Failure
@@ -167,15 +167,14 @@ def test_failing_slides_are_recorded_and_the_run_goes_on(slides, tmp_path, tilin
 
 
 def test_a_fault_of_our_own_does_not_stop_the_run(slides, tmp_path, tiling, config, monkeypatch, caplog, leftovers):
-    real, first = _job.read_tiles, []
+    real = SlideJob.read
 
-    def broken(slide, grid, rows):
-        if slide.info.slide_id == "b":
-            first.append(1)
+    def broken(job, rows, out):
+        if job.info.slide_id == "b":
             raise ZeroDivisionError("a bug")
-        return real(slide, grid, rows)
+        real(job, rows, out)
 
-    monkeypatch.setattr(_job, "read_tiles", broken)
+    monkeypatch.setattr(SlideJob, "read", broken)
     with caplog.at_level(logging.WARNING):
         summary = embed_slides(slides, tmp_path / "out", tiling=tiling, config=config)
     assert summary.done == 2
@@ -186,14 +185,13 @@ def test_a_fault_of_our_own_does_not_stop_the_run(slides, tmp_path, tiling, conf
 
 
 def test_several_backbones_are_fed_from_one_read(slides, tmp_path, tiling, monkeypatch):
-    real, read = _job.read_tiles, []
+    real, read = SlideJob.read, []
 
-    def counting(slide, grid, rows):
-        tiles = real(slide, grid, rows)
-        read.append(len(tiles))
-        return tiles
+    def counting(job, rows, out):
+        read.append(rows.stop - rows.start)
+        real(job, rows, out)
 
-    monkeypatch.setattr(_job, "read_tiles", counting)
+    monkeypatch.setattr(SlideJob, "read", counting)
     both = EmbedConfig(backbone=("color_stats", "scattering(input_px=64)"), dtype="fp32", device="cpu")
     summary = embed_slides(slides, tmp_path / "both", tiling=tiling, config=both)
     assert sum(read) == summary.n_tiles > 0

@@ -19,7 +19,8 @@ from histotl.core.errors import MppError, NotBrightfieldError, SlideOpenError, S
 from histotl.core.registry import create
 from histotl.wsi.pyramid import write_pyramid
 from histotl.wsi.readers import _tiff, image
-from histotl.wsi.readers.openslide import OpenSlideBackend, _background, _bounds, _pixel_size
+from histotl.wsi.readers._describe import background, bounds, pixel_size
+from histotl.wsi.readers.openslide import OpenSlideBackend
 from histotl.wsi.slide import open_array, open_slide
 
 Pixels = npt.NDArray[np.uint8]
@@ -175,19 +176,19 @@ def test_openslide_metadata_of_mirax() -> None:
     """Bounds and background as MIRAX files give them; there is no small MIRAX file to write."""
     keys = {"openslide.bounds-x": "1000", "openslide.bounds-y": "500", "openslide.background-color": "F0E1D2"}
     keys |= {"openslide.bounds-width": "9999", "openslide.bounds-height": "300"}
-    assert _bounds(keys, 5000, 4000) == (1000, 500, 4000, 300), "clipped to the slide"
-    assert _bounds({}, 5000, 4000) == (0, 0, 5000, 4000)
-    assert _background(keys) == (240, 225, 210)
-    assert _background({}) == (255, 255, 255)
+    assert bounds(keys, 5000, 4000) == (1000, 500, 4000, 300), "clipped to the slide"
+    assert bounds({}, 5000, 4000) == (0, 0, 5000, 4000)
+    assert background(keys) == (240, 225, 210)
+    assert background({}) == (255, 255, 255)
 
 
 def test_openslide_pixel_size_by_vendor() -> None:
     tags = {"tiff.XResolution": "20000", "tiff.YResolution": "40000", "tiff.ResolutionUnit": "centimeter"}
-    assert _pixel_size(tags, "generic-tiff") == (0.5, 0.25, "tiff.XResolution")
-    assert np.isnan(_pixel_size(tags, "trestle")[0]), "other vendors put other things there"
+    assert pixel_size(tags, "generic-tiff") == (0.5, 0.25, "tiff.XResolution")
+    assert np.isnan(pixel_size(tags, "trestle")[0]), "other vendors put other things there"
     own = {"openslide.mpp-x": "0.2", "openslide.mpp-y": "0.3"}
-    assert _pixel_size(own | tags, "aperio") == (0.2, 0.3, "openslide.mpp-x")
-    assert _pixel_size({"openslide.mpp-x": "0.2"}, "aperio")[2] == "", "one axis is not enough"
+    assert pixel_size(own | tags, "aperio") == (0.2, 0.3, "openslide.mpp-x")
+    assert pixel_size({"openslide.mpp-x": "0.2"}, "aperio")[2] == "", "one axis is not enough"
 
 
 # --- what cannot be opened or read -----------------------------------------------------------------------------------

@@ -7,8 +7,6 @@ import re
 import struct
 import zlib
 from collections.abc import Callable
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,11 @@ import numpy.typing as npt
 import tifffile
 
 from histotl.core.errors import NotBrightfieldError, SlideOpenError, SlideReadError
+from histotl.wsi.readers._codecs import Unsuitable, decoder_for
+from histotl.wsi.readers._files import FilePerThread
+from histotl.wsi.readers._ifd import page_of
 from histotl.wsi.readers._pixels import composite, one_line
+from histotl.wsi.readers._tiled import CURE_DAMAGED, TiffTiles, TileRegions
 from histotl.wsi.readers.base import Pixels
 
 DECODE_ERRORS = (
@@ -39,8 +41,33 @@ _UNITS_UM = {
 }
 """Micrometres in the units that OME and ImageJ write."""
 
-_TILES_KEPT = 128
-"""Decoded tiles remembered by a level: neighbours of 256 pixels share them."""
+
+class PageCodec:
+    """Tiles that only tifffile's own decoders read, among them palettes and transparency; as RGB.
+
+    Args:
+        page: Of tifffile.
+        background: RGB under transparency.
+    """
+
+    def __init__(self, page: Any, background: tuple[int, int, int]) -> None:
+        self._page, self._background = page, background
+
+    def decode(self, data: bytes, out: Pixels | None) -> Pixels:
+        """Decode a tile; raises what :data:`DECODE_ERRORS` names."""
+        page = self._page
+        try:
+            segment, _, _ = page.decode(data, 0, jpegtables=page.jpegtables, _fullsize=True)
+        except DECODE_ERRORS as error:
+            raise ValueError(one_line(error)) from error
+        if segment is None:
+            raise ValueError("it is empty")
+        pixels = to_rgb(page, segment[0, ..., 0] if page.photometric == 3 else segment[0])
+        pixels = composite(pixels, self._background) if pixels.shape[2] == 4 else pixels
+        if out is None:
+            return pixels
+        out[:] = pixels
+        return out
 
 
 class TiffLevel:
@@ -48,7 +75,7 @@ class TiffLevel:
 
     Args:
         page: Of tifffile.
-        path: The file.
+        file: The file.
         background: RGB of tiles that were never written, and under transparency.
         share: Keeps the one decoded copy of a page that has to be decoded as a whole.
     """
@@ -56,14 +83,19 @@ class TiffLevel:
     def __init__(
         self,
         page: Any,
-        path: Path,
+        file: FilePerThread,
         background: tuple[int, int, int],
         share: Callable[[str, Callable[[], Pixels]], Pixels],
     ) -> None:
         self.width, self.height = int(page.imagewidth), int(page.imagelength)
-        self._page, self._path, self._background, self._share = page, path, background, share
-        self._tile = lru_cache(_TILES_KEPT)(self._decode_tile)
-        self.by_tiles = bool(page.is_tiled and page.planarconfig == 1)
+        self._page, self._file, self._background, self._share = page, file, background, share
+        self.tiles: TiffTiles | None = None
+        self.words = "through tifffile: not tiled"
+        if page.is_tiled and page.planarconfig == 1:
+            self.tiles, self.words = _tiles(page, file, background)
+        elif page.is_tiled:
+            self.words = "through tifffile: planar configuration 2"
+        self._regions = None if self.tiles is None else TileRegions(self.tiles, background)
 
     def read(self, left: int, top: int, width: int, height: int) -> Pixels:
         """RGB of a rectangle inside the level.
@@ -71,57 +103,40 @@ class TiffLevel:
         Raises:
             SlideReadError: It cannot be decoded.
         """
+        name = self._file.path.name
         try:
             region = self._region(left, top, width, height)
-        except DECODE_ERRORS as error:
-            fact = f"{self._path.name}: region x={left} y={top} ({width}x{height} px) cannot be decoded"
-            cure = "the file is damaged: copy or export it again"
-            raise SlideReadError(f"{fact}: {one_line(error)}", hint=cure) from error
+        except (*DECODE_ERRORS, SlideReadError) as error:
+            fact = f"{name}: region x={left} y={top} ({width}x{height} px) cannot be decoded"
+            why, cure = one_line(error), CURE_DAMAGED
+            if isinstance(error, SlideReadError):
+                why, cure = error.message.removeprefix(f"{name}: "), error.hint
+            raise SlideReadError(f"{fact}: {why}", hint=cure) from error
         return composite(region, self._background) if region.shape[2] == 4 else np.array(region)
 
     def _region(self, left: int, top: int, width: int, height: int) -> Pixels:
+        found = None if self._regions is None else self._regions.read(left, top, width, height)
+        if found is not None:
+            return found
         page = self._page
-        if self.by_tiles:
-            return self._from_tiles(left, top, width, height)
         pixels: Pixels
         if page.is_memmappable and page.planarconfig == 1 and page.photometric == 2:
-            pixels = np.memmap(self._path, np.uint8, "r", page.dataoffsets[0], page.shape)
+            pixels = np.memmap(self._file.path, np.uint8, "r", page.dataoffsets[0], page.shape)
         else:
             # Strips are as wide as the picture: decoding a tile's strips for each tile reads everything many times.
             pixels = self._share(f"page at {page.offset}", lambda: to_rgb(page, page.asarray()))
         return pixels[top : top + height, left : left + width]
 
-    def _from_tiles(self, left: int, top: int, width: int, height: int) -> Pixels:
-        page = self._page
-        region = np.empty((height, width, page.samplesperpixel), np.uint8)
-        side_x, side_y = page.tilewidth, page.tilelength
-        across = math.ceil(page.imagewidth / side_x)
-        for row in range(top // side_y, (top + height - 1) // side_y + 1):
-            for column in range(left // side_x, (left + width - 1) // side_x + 1):
-                x, y = column * side_x - left, row * side_y - top
-                into = region[max(y, 0) : max(y + side_y, 0), max(x, 0) : max(x + side_x, 0)]
-                tile = self._tile(row * across + column)
-                into[:] = tile[max(-y, 0) :, max(-x, 0) :][: into.shape[0], : into.shape[1]]
-        return region
 
-    def _decode_tile(self, index: int) -> Pixels:
-        page = self._page
-        offset, count = page.dataoffsets[index], page.databytecounts[index]
-        if count == 0:
-            # The scanner wrote no tile here, which the format allows for empty glass.
-            blank = np.empty((page.tilelength, page.tilewidth, page.samplesperpixel), np.uint8)
-            blank[:] = (*self._background, 255)[: page.samplesperpixel]
-            return blank
-        file = page.parent.filehandle
-        file.seek(offset)
-        data = file.read(count)
-        if len(data) < count:
-            raise EOFError(f"the file ends inside tile {index}")
-        segment, _, _ = page.decode(data, index, jpegtables=page.jpegtables, _fullsize=True)
-        if segment is None:
-            raise ValueError(f"tile {index} is empty")
-        pixels: Pixels = segment[0]
-        return pixels
+def _tiles(page: Any, file: FilePerThread, background: tuple[int, int, int]) -> tuple[TiffTiles, str]:
+    """The tiles of a page, and how they are decoded in words."""
+    plain = page_of(page)
+    try:
+        decoder = decoder_for(plain, file.read)
+    except Unsuitable as answer:
+        words = f"direct: {plain.tile_width}×{plain.tile_height} with tifffile's decoder, for {answer}"
+        return TiffTiles(plain, file, PageCodec(page, background)), words
+    return TiffTiles(plain, file, decoder.codec), f"direct: {decoder.words}"
 
 
 def open_levels(tif: Any, name: str) -> list[Any]:

@@ -69,6 +69,10 @@ class _Source(Protocol):
     def width(self) -> int: ...
     @property
     def height(self) -> int: ...
+    @property
+    def tiles(self) -> TiledLevel | None: ...
+    @property
+    def words(self) -> str: ...
     def read(self, left: int, top: int, width: int, height: int) -> Pixels: ...
 
 
@@ -90,13 +94,13 @@ class ImageBackend:
         scale_x, scale_y = level_scale(self._info, level)
         return self._levels[level].read(round_px(x_l0 / scale_x), round_px(y_l0 / scale_y), width, height)
 
-    def tiled(self, level: int) -> TiledLevel | None:  # noqa: ARG002 - the contract's form
-        """None: regions only."""
-        return None
+    def tiled(self, level: int) -> TiledLevel | None:
+        """Direct access to the compressed tiles of a level; None where the picture has none."""
+        return self._levels[level].tiles
 
-    def decoding(self, level: int) -> str:  # noqa: ARG002 - the contract's form
+    def decoding(self, level: int) -> str:
         """How a level is decoded, in words."""
-        return self._info.reader
+        return self._levels[level].words
 
     def close(self) -> None:
         """Give the file back; calling twice does no harm."""
@@ -143,6 +147,8 @@ class _PillowSource:
     width: int
     height: int
     share: _Shared
+    tiles: None = None
+    words: str = "through Pillow: one picture without tiles"
 
     def read(self, left: int, top: int, width: int, height: int) -> Pixels:
         pixels = self.share("picture", self._decode)
@@ -194,25 +200,32 @@ def _open_tiff(path: Path, share: _Shared, max_pixels: int) -> ImageBackend:
     import tifffile
 
     from histotl.wsi.readers import _tiff
+    from histotl.wsi.readers._files import FilePerThread
 
     try:
         tif = tifffile.TiffFile(path)
     except _tiff.DECODE_ERRORS as error:
         raise SlideOpenError(f"{path.name}: {one_line(error)}", hint=_CURE_DAMAGED) from error
+    file = FilePerThread(path)
+
+    def close() -> None:
+        tif.close()
+        file.close()
+
     try:
         pages = _tiff.open_levels(tif, path.name)
-        levels = [_tiff.TiffLevel(page, path, _BACKGROUND, share) for page in pages]
+        levels = [_tiff.TiffLevel(page, file, _BACKGROUND, share) for page in pages]
         for level, page in zip(levels, pages, strict=True):
-            if not (level.by_tiles or page.is_memmappable):
+            if level.tiles is None and not page.is_memmappable:
                 _check_size(path, level.width, level.height, max_pixels)
         info = _describe(path, levels, "ome-tiff" if tif.is_ome else "tiff", _tiff.pixel_size(tif, pages[0]))
     except (NotBrightfieldError, SlideOpenError):
-        tif.close()
+        close()
         raise
     except (*_tiff.DECODE_ERRORS, IndexError, KeyError) as error:
-        tif.close()
+        close()
         raise SlideOpenError(f"{path.name}: {one_line(error)}", hint=_CURE_DAMAGED) from error
-    return ImageBackend(info, levels, tif.close)
+    return ImageBackend(info, levels, close)
 
 
 def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:

@@ -4,47 +4,29 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from scipy import ndimage
 
 from histotl.core.errors import UsageError
 from histotl.core.registry import register
 from histotl.wsi.readers.base import Pixels
+from histotl.wsi.tissue._areas import Areas, Mask, close_gaps, diamond, px, reaches_border, touching
+from histotl.wsi.tissue._light import UNIT, Density, Light, measure
 
-Plane = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
-
-_BLACK = 40
-"""Pixels whose largest channel is below this were not imaged, or lie under opaque dirt."""
-
-_GLASS_CHROMA = 30
-"""Glass is neutral: its channels differ by less, of 255, even with a poor white balance."""
-
-_NEUTRAL = 0.1
-"""Where the spread is below this share of the mean density, something grey is dense: black ink, a particle."""
+_NEUTRAL = 10
+"""Where the mean density is this many times the spread, something grey is dense: black ink, a particle."""
 
 _INK_UM = 40.0
 """A pen's line is at least this wide; what is thinner may be a nucleus or a fibre of any colour."""
 
+_FRINGE_UM = 30.0
+"""The coloured fringe of a slide's edge is thinner than twice this."""
 
-@dataclass(frozen=True, kw_only=True)
-class _Light:
-    """What the picture says of the light: optical densities against its own glass.
+_FINE_PX = 1_500_000
+"""Pictures up to this size are measured at their own pixels: there the borders of tissue weigh more, and time less."""
 
-    Args:
-        density: float32 (3, h, w), ``-log10(I / I_glass)`` of every channel, smoothed.
-        colour: float32 (h, w), largest minus smallest density: 0 for glass, dirt and shadow, however dark.
-        noise: Standard deviation of ``colour`` on glass.
-        level: Median of ``colour`` on glass.
-    """
-
-    density: npt.NDArray[np.float32]
-    colour: Plane
-    level: float
-    noise: float
+_PALE = 24
+"""Grey level that stands for the density of pale tissue where the colour between coarse pixels is interpolated."""
 
 
 @register("tissue", "hysteresis")
@@ -84,63 +66,92 @@ class Hysteresis:
 
     def segment(self, image: Pixels, mpp: float) -> Mask:
         """Mask of tissue; see :class:`histotl.wsi.tissue.base.TissueSegmenter`."""
-        # Planes: NumPy is many times slower along a last axis of three.
-        planes = np.ascontiguousarray(np.moveaxis(image, 2, 0))
-        black = _black_areas(planes, mpp)
-        light = _measure(planes, black, self.smooth_um / mpp)
-        pale = max(self.pale, light.level + 4 * light.noise)
-        sure = max(self.sure, light.level + 8 * light.noise)
-        grey = light.colour < _NEUTRAL * light.density.mean(0)
-        usable = ~(black | grey | _ink(light.density, mpp))
-        candidate = (light.colour > pale) & usable
-        grown = _touching(candidate, (light.colour > sure) & usable)
-        closed = _close(grown, self.close_um / mpp) & usable
-        return _without_edge_fringes(closed, mpp)
+        factor = self._shrunk_by(image, mpp)
+        coarse_mpp = factor * mpp
+        light = measure(_shrink(image, factor), sigma_px=self.smooth_um / mpp if factor == 1 else 0.0, mpp=coarse_mpp)
+        pale = max(self.pale * UNIT, light.level + 4 * light.noise)
+        sure = max(self.sure * UNIT, light.level + 8 * light.noise)
+        blocked = _blocked(light, pale, coarse_mpp)
+        coloured = light.colour > pale
+        candidate = coloured if blocked is None else coloured & ~blocked
+        grown = touching(candidate, light.colour > sure)
+        grown = _without_edge_fringes(grown, self._closing_px(coarse_mpp), coarse_mpp)
+        if factor > 1:
+            grown = _between_pixels(light.colour, grown | ~coloured, pale, factor, image.shape[:2])
+        closed = close_gaps(grown, self._closing_px(mpp))
+        if blocked is not None:
+            closed &= ~_repeated(blocked, factor, image.shape[:2])
+        return closed
+
+    def _shrunk_by(self, image: Pixels, mpp: float) -> int:
+        """Side of the squares of pixels whose mean is taken instead of the Gaussian, which takes longer.
+
+        A square of ``a`` pixels spreads like a Gaussian of ``a / sqrt(12)``.
+        """
+        height, width = image.shape[:2]
+        factor = max(1, round(self.smooth_um / mpp * math.sqrt(12)))
+        return 1 if height * width <= _FINE_PX or min(height, width) < 2 * factor else factor
+
+    def _closing_px(self, mpp: float) -> int:
+        return max(1, round(self.close_um / mpp / 2))
 
 
-def _measure(planes: Pixels, black: Mask, sigma_px: float) -> _Light:
-    glass_colour, glass = _glass(planes, black)
-    # 1 is added so that black has a density; it is far below the noise of bright pixels.
-    table = -np.log10((np.arange(256, dtype=np.float32)[:, None] + 1) / (glass_colour + 1)).astype(np.float32)
-    density = np.stack([table[:, channel][planes[channel]] for channel in range(3)])
-    if sigma_px > 0.3:
-        density = ndimage.gaussian_filter(density, (0, sigma_px, sigma_px), mode="nearest")
-    colour = density.max(0) - density.min(0)
-    if glass.sum() < 64:
-        return _Light(density=density, colour=colour, level=0.0, noise=0.0)
-    # The noise is taken from the lower half: pale tissue that was taken for glass lies in the upper one.
-    low, level = np.percentile(colour[glass], (16, 50)).tolist()
-    return _Light(density=density, colour=colour, level=level, noise=level - low)
+def _shrink(image: Pixels, factor: int) -> Pixels:
+    """Means of squares of pixels; what is left over at the right and lower border is like its neighbour."""
+    if factor == 1:
+        return image
+    import cv2
+
+    height, width = image.shape[0] // factor, image.shape[1] // factor
+    small = cv2.resize(image[: height * factor, : width * factor], (width, height), interpolation=cv2.INTER_AREA)
+    below, beside = (int(image.shape[axis] % factor > 0) for axis in (0, 1))
+    if below or beside:
+        small = cv2.copyMakeBorder(small, 0, below, 0, beside, cv2.BORDER_REPLICATE)
+    return np.asarray(small, np.uint8)
 
 
-def _glass(planes: Pixels, black: Mask) -> tuple[npt.NDArray[np.float32], Mask]:
-    """Colour of empty glass, float32 (3,), and where it surely is.
+def _between_pixels(colour: Density, usable: Mask, pale: float, factor: int, shape: tuple[int, ...]) -> Mask:
+    """Where the colour of coarse pixels, interpolated to fine ones, is above that of pale tissue.
 
-    Glass is the brightest of what is frequent and nearly neutral. A picture without any (tissue from border to border)
-    is measured against white.
+    Args:
+        colour: int16 (h, w).
+        usable: bool (h, w): colour elsewhere counts as none.
+        pale: Least spread of pale tissue.
+        factor: Fine pixels to a coarse one.
+        shape: Of the fine mask.
     """
-    high, low = planes.max(0), planes.min(0)
-    neutral = ~black & (high - low < _GLASS_CHROMA) & (low > 150)
-    if neutral.sum() < 0.002 * neutral.size:
-        return np.array([245, 245, 245], np.float32), np.zeros(black.shape, bool)
-    histogram = np.bincount(low[neutral], minlength=256).astype(float)
-    frequent = ndimage.uniform_filter1d(histogram, 5, mode="constant")
-    # Of all brightnesses that are at least a fifth as frequent as the most frequent one, the highest.
-    brightest = int(np.flatnonzero(frequent >= 0.2 * frequent.max()).max())
-    near = neutral & (low >= brightest - 12)
-    return np.array([np.median(plane[near]) for plane in planes], np.float32), near
+    import cv2
+
+    level = cv2.convertScaleAbs(colour, alpha=_PALE / pale)
+    level *= usable.view(np.uint8)
+    size = (level.shape[1] * factor, level.shape[0] * factor)
+    fine = cv2.resize(level, size, interpolation=cv2.INTER_CUBIC)
+    return np.asarray(fine[: shape[0], : shape[1]] > _PALE)
 
 
-def _black_areas(planes: Pixels, mpp: float) -> Mask:
-    """Unscanned black: dark areas wider than tissue is ever black, with a rim for the blur of their border."""
-    dark = planes.max(0) < _BLACK
-    if not dark.any():
-        return np.zeros(dark.shape, bool)
-    wide = ndimage.binary_opening(dark, iterations=_px(80, mpp)) | _at_border(dark)
-    return np.asarray(ndimage.binary_dilation(wide, iterations=_px(16, mpp)), bool)
+def _repeated(mask: Mask, factor: int, shape: tuple[int, ...]) -> Mask:
+    """A mask with every pixel repeated in both directions, cut to a shape."""
+    if factor == 1:
+        return mask
+    wide = (mask.view(np.uint8).astype(np.uint16) * 0x0101).view(np.bool_) if factor == 2 else mask.repeat(factor, 1)
+    return wide.repeat(factor, 0)[: shape[0], : shape[1]]
 
 
-def _ink(density: npt.NDArray[np.float32], mpp: float) -> Mask:
+def _blocked(light: Light, pale: float, mpp: float) -> Mask | None:
+    """What is no tissue whatever its colour: unscanned black, black ink and dirt, green and blue ink; None for none."""
+    red, green, blue = light.density
+    total = red + green + blue
+    # Where the spread is so large, nothing is grey; without the limit the numbers would not fit.
+    grey = (np.minimum(light.colour, 1000) * (3 * _NEUTRAL) < total) & (total > 3 * _NEUTRAL * pale)
+    found = [grey if grey.any() else None, light.black, _ink(light.density, mpp)]
+    blocked = None
+    for mask in found:
+        if mask is not None:
+            blocked = mask if blocked is None else blocked | mask
+    return blocked
+
+
+def _ink(density: tuple[Density, Density, Density], mpp: float) -> Mask | None:
     """Green and blue marker.
 
     Haematoxylin, eosin and DAB all take green light at least as much as the weakest other colour; green ink lets green
@@ -148,44 +159,29 @@ def _ink(density: npt.NDArray[np.float32], mpp: float) -> Mask:
     most. Red ink looks like blood and stays in; black ink has no colour and is no tissue anyway.
     """
     red, green, blue = density
-    is_green = (np.minimum(red, blue) > 0.12) & (green < 0.7 * np.minimum(red, blue))
-    is_blue = (red > 0.35) & (red > 1.15 * green) & (blue < 0.4 * red)
-    found = is_green | is_blue
-    core = ndimage.binary_opening(found, iterations=_px(_INK_UM / 2, mpp))
-    if not core.any():
-        return np.zeros(found.shape, bool)
-    return np.asarray(ndimage.binary_dilation(_touching(found, core), iterations=_px(24, mpp)), bool)
+    # A quick look first, which few pixels of tissue pass.
+    weak = np.minimum(red, blue)
+    places = np.flatnonzero(
+        ((weak > green) & (weak > 0.12 * UNIT)) | ((red > green) & (red > 0.35 * UNIT) & (red > blue + blue))
+    )
+    if not len(places):
+        return None
+    red, green, blue = (plane.ravel()[places].astype(np.int32) for plane in density)
+    weak = np.minimum(red, blue)
+    is_green = (weak > 0.12 * UNIT) & (10 * green < 7 * weak)
+    is_blue = (red > 0.35 * UNIT) & (20 * red > 23 * green) & (10 * blue < 4 * red)
+    found = np.zeros(density[0].shape, bool)
+    found.ravel()[places] = is_green | is_blue
+    core = diamond(found, -px(_INK_UM / 2, mpp))
+    return diamond(touching(found, core), px(24, mpp)) if core.any() else None
 
 
-def _touching(candidate: Mask, seed: Mask) -> Mask:
-    """The connected parts of a mask that hold a seed."""
-    labels, count = ndimage.label(candidate, np.ones((3, 3)))
-    kept = np.zeros(count + 1, bool)
-    kept[labels[seed & candidate]] = True
-    kept[0] = False
-    return np.asarray(kept[labels], bool)
-
-
-def _at_border(mask: Mask) -> Mask:
-    frame = np.ones(mask.shape, bool)
-    frame[1:-1, 1:-1] = False
-    return _touching(mask, frame)
-
-
-def _close(mask: Mask, width_px: float) -> Mask:
-    """Close gaps with a disc, without growing into the picture's border."""
-    radius = max(1, round(width_px / 2))
-    y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1]
-    padded = np.pad(mask, radius)
-    closed: Any = ndimage.binary_closing(padded, x * x + y * y <= radius * radius)
-    return np.asarray(closed[radius:-radius, radius:-radius], bool)
-
-
-def _without_edge_fringes(mask: Mask, mpp: float) -> Mask:
+def _without_edge_fringes(mask: Mask, closing_px: int, mpp: float) -> Mask:
     """Drop thin strips along the picture's border: the coloured fringe of the slide's edge, not tissue."""
-    thick = ndimage.binary_opening(np.pad(mask, 1), iterations=_px(30, mpp))[1:-1, 1:-1]
-    return mask & ~(_at_border(mask) & ~_touching(mask, np.asarray(thick, bool)))
-
-
-def _px(um: float, mpp: float) -> int:
-    return max(1, round(um / mpp))
+    if not reaches_border(mask):
+        return mask
+    closed = close_gaps(mask, closing_px)
+    areas = Areas(closed)
+    fringe = areas.at_border() & ~areas.that_hold(diamond(closed, -px(_FRINGE_UM, mpp)))
+    fringe[0] = False
+    return mask & areas.only(~fringe) if fringe.any() else mask

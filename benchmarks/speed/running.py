@@ -1,0 +1,123 @@
+"""``embed_slides`` as the command runs it, and the bare networks beside it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import timm
+import torch
+
+from benchmarks.speed.harness import torch_threads
+from benchmarks.speed.inputs import Inputs
+from benchmarks.speed.sampling import Sample, sample_spec
+from histotl.backbones._network import NetworkEmbedder
+from histotl.backbones._preprocess import prepare
+from histotl.backbones.base import Backbone, Embedder
+from histotl.core.registry import create
+from histotl.embed.config import EmbedConfig, TileConfig
+from histotl.embed.engine import embed_slides
+from histotl.embed.summary import RunSummary
+from histotl.store import layout
+from histotl.store.embeddings import open_embeddings
+
+CPU = torch.device("cpu")
+
+_TRIAL_TILES, _TRIAL_BATCHES = 32, (8, 16, 32)
+_RESIDENT = 512
+"""Prepared tiles that are held; a larger number is reached by going round. Far beyond any cache of the processor."""
+
+
+def embed(slides: Path, out: Path, *backbones: str, tiling: TileConfig | None = None, dtype: str = "") -> RunSummary:
+    """Embed on the CPU with the defaults of the command, all slides or an error."""
+    options = {"dtype": dtype} if dtype else {}
+    config = EmbedConfig(backbone=backbones, device="cpu", overwrite=True, **options)  # type: ignore[arg-type]
+    summary = embed_slides(slides, out, tiling=tiling or TileConfig(), config=config)
+    if summary.failed:
+        raise RuntimeError(str(summary.failed[0]))
+    return summary
+
+
+def load(spec: str, device: torch.device = CPU) -> Embedder:
+    """A backbone, ready."""
+    return cast("Backbone", create("backbone", spec)).load(device)
+
+
+def features(out: Path, spec: str, slide: Path, tiling: TileConfig | None = None) -> npt.NDArray[np.floating]:
+    """What an earlier :func:`embed` wrote for a slide."""
+    path = layout.features_path(out, (tiling or TileConfig()).spec, load(spec).card, slide.stem)
+    with open_embeddings(path) as file:
+        return file.read()
+
+
+def engine_threads(inputs: Inputs) -> int:
+    """Threads of torch while the engine's network runs, as a network that writes them down finds them."""
+    embed(inputs.slow, inputs.folder / "threads", sample_spec(inputs.folder))
+    return Sample.seen["threads"]
+
+
+class Bare:
+    """A network of timm with random weights, as fast as torch alone runs it: the floor.
+
+    The memory order of the images and the batch are those that win in a short trial. Tiles are resident, float and
+    normalised.
+
+    Args:
+        spec: Of our backbone, whose weights it gets.
+        name: Of timm.
+        tiles: uint8 (n, h, w, 3).
+        threads: Of torch.
+    """
+
+    def __init__(self, spec: str, name: str, tiles: torch.Tensor, threads: int) -> None:
+        embedder = cast("NetworkEmbedder", load(spec))
+        self.name, self.state, self.threads = name, embedder.module.state_dict(), threads
+        some = tiles[:_RESIDENT]
+        self.images = torch.cat([prepare(part, embedder.card) for part in some.split(32)])
+        self.order, self.batch = self._trial()
+        self.images = self.images.contiguous(memory_format=self.order)
+
+    @property
+    def form(self) -> str:
+        """What won, in words."""
+        order = "channels-last" if self.order == torch.channels_last else "NCHW"
+        return f"{order}, batches of {self.batch}, {self.threads} threads"
+
+    def load(self) -> torch.nn.Module:
+        """The network; part of the floor's time, as loading is part of ours."""
+        net: torch.nn.Module = timm.create_model(self.name, pretrained=False, num_classes=0)
+        net.load_state_dict(self.state)
+        return net.eval().to(memory_format=self.order)  # type: ignore[call-overload,no-any-return]
+
+    def run(self, count: int) -> torch.Tensor:
+        """Load, and embed a number of tiles; gives the features of those that are resident."""
+        with torch.inference_mode(), torch_threads(self.threads):
+            net, made, done = self.load(), [], 0
+            while done < count:
+                for images in self.images[: count - done].split(self.batch):
+                    made.append(net(images))
+                    done += len(images)
+        return torch.cat(made)[: len(self.images)]
+
+    def _trial(self) -> tuple[torch.memory_format, int]:
+        images = self.images[: min(_TRIAL_TILES, len(self.images))]
+        times: dict[tuple[torch.memory_format, int], float] = {}
+        with torch.inference_mode(), torch_threads(self.threads):
+            for order in (torch.channels_last, torch.contiguous_format):
+                self.order = order
+                net, ordered = self.load(), images.contiguous(memory_format=order)
+                for batch in _TRIAL_BATCHES:
+                    parts = ordered.split(batch)
+                    net(parts[0])
+                    times[order, batch] = _seconds(lambda net=net, parts=parts: [net(part) for part in parts])
+        return min(times, key=lambda key: times[key])
+
+
+def _seconds(work: Callable[[], Sequence[torch.Tensor]]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began

@@ -1,0 +1,131 @@
+"""How many tiles go through the network at once: found by trying.
+
+On a GPU larger batches are faster until it is full, then only take memory. On a CPU they are slower as soon as the
+activations leave the cache: for small nets 16 tiles can be twice as fast as 128, and where the best lies differs from
+network to network.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+
+import torch
+
+from histotl.embed._models import Model
+from histotl.embed.config import EmbedConfig
+from histotl.embed.device import CPU_SIZES, GPU_SIZES, largest_batch
+
+log = logging.getLogger(__name__)
+
+FIXED = 32
+"""Tiles in a batch of a compiled network, whose shape cannot be tuned while running."""
+
+_GAIN = 1.03
+"""A larger batch must be faster by this factor: below it only memory is spent."""
+
+_GPU_MEMORY = 0.8
+"""Share of the GPU's memory that the largest batch may take."""
+
+
+class BatchTuner:
+    """Finds the batch size of a CPU on the real batches of the run, so that no work is wasted.
+
+    Each size is tried on a few batches, from the smallest up, until a larger one is no faster.
+
+    Args:
+        sizes: Ascending.
+        tiles: Tiles that a size is judged by, after its first batch.
+    """
+
+    def __init__(self, sizes: Sequence[int], *, tiles: int = 64) -> None:
+        self._sizes, self._judged_by = list(sizes), tiles
+        self.batch_size = self._sizes.pop(0)
+        self._best, self._best_rate = self.batch_size, 0.0
+        self._seen, self._tiles, self._seconds = 0, 0, 0.0
+        self._settled = not self._sizes
+
+    def observe(self, n_tiles: int, seconds: float) -> None:
+        """Tell how long a batch took; changes ``batch_size`` when enough is known."""
+        if self._settled or n_tiles != self.batch_size:
+            return
+        self._seen += 1
+        if self._seen == 1:
+            return  # the first batch of a size also pays for new memory
+        self._tiles, self._seconds = self._tiles + n_tiles, self._seconds + seconds
+        if self._tiles >= self._judged_by:
+            self._judge(self._tiles / max(self._seconds, 1e-9))
+
+    def _judge(self, rate: float) -> None:
+        if rate >= self._best_rate * _GAIN:
+            self._best, self._best_rate = self.batch_size, rate
+        else:
+            self._settled = True
+        if self._settled or not self._sizes:
+            self._settled, self.batch_size = True, self._best
+            log.debug("batches of %d tiles: %.0f tiles/s", self._best, self._best_rate)
+            return
+        self.batch_size = self._sizes.pop(0)
+        self._seen, self._tiles, self._seconds = 0, 0, 0.0
+
+
+def choose_batches(
+    config: EmbedConfig, models: Sequence[Model], device: torch.device, tile_px: int
+) -> tuple[int, int, BatchTuner | None]:
+    """Batch size to begin with, the most that a batch may hold, and what changes it on the way.
+
+    Args:
+        config: Says a size, or 0 for the fastest.
+        models: Run one after the other on the same tiles.
+        device: Where they are.
+        tile_px: Side of a tile.
+    """
+    most = largest_batch(config, device, tile_px)
+    if config.batch_size or config.compile or config.runtime != "torch":
+        size = min(most, FIXED) if not config.batch_size else most  # compiled programs are made for one size
+        return size, size, None
+    if device.type == "cuda":
+        size = find_gpu_batch_size(models, device, tile_px, most=most)
+        return size, size, None
+    tuner = BatchTuner([size for size in CPU_SIZES if size <= most] or [most])
+    return tuner.batch_size, most, tuner
+
+
+def find_gpu_batch_size(models: Sequence[Model], device: torch.device, tile_px: int, *, most: int) -> int:
+    """The smallest batch size that is as fast as any, within the memory of the GPU.
+
+    Args:
+        models: Run one after the other on the same tiles.
+        device: The GPU.
+        tile_px: Side of a tile.
+        most: Largest size to try.
+    """
+    total = torch.cuda.get_device_properties(device).total_memory
+    best, best_rate = 1, 0.0
+    for size in [size for size in GPU_SIZES if size <= most]:
+        torch.cuda.reset_peak_memory_stats(device)
+        try:
+            rate = _rate(models, torch.zeros(size, tile_px, tile_px, 3, dtype=torch.uint8, device=device))
+        except torch.cuda.OutOfMemoryError:
+            break
+        if torch.cuda.max_memory_reserved(device) > _GPU_MEMORY * total:
+            break
+        if rate < best_rate * _GAIN:
+            break
+        best, best_rate = size, rate
+    torch.cuda.empty_cache()
+    log.info("batches of %d tiles on %s: %.0f tiles/s", best, device, best_rate)
+    return best
+
+
+def _rate(models: Sequence[Model], tiles: torch.Tensor, repeats: int = 3) -> float:
+    for model in models:
+        model(tiles)  # warm: kernels are chosen and memory is taken
+    torch.cuda.synchronize(tiles.device)
+    began = time.perf_counter()
+    for _ in range(repeats):
+        for model in models:
+            model(tiles)
+    torch.cuda.synchronize(tiles.device)
+    return repeats * len(tiles) / (time.perf_counter() - began)

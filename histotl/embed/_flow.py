@@ -1,0 +1,206 @@
+"""The device's thread: takes batches as they are read, computes, and hands the features on to be filed.
+
+Batches mix slides, so a slide is a ticket that is finished when its last segment is filed. What goes wrong is charged
+to the slide it belongs to; the others in the same batch lose nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+
+from histotl.core.values import SlideEntry
+from histotl.embed._batch_size import BatchTuner
+from histotl.embed._compute import Compute, Features
+from histotl.embed._filing import Filing
+from histotl.embed._job import SlideJob, Work
+from histotl.embed._reading import Batch, Feed, Segment, Turn
+from histotl.embed._slides import Account
+from histotl.embed.telemetry import WAITING, Clock
+
+SlideTurn = Turn[SlideEntry, SlideJob]
+SlideBatch = Batch[SlideEntry, SlideJob]
+SlideSegment = Segment[SlideEntry, SlideJob]
+
+_MOST_UNSETTLED = 8
+"""Slides that may wait for the disk to take them before the device has to."""
+
+
+@dataclass(kw_only=True, eq=False)
+class _Ticket:
+    """A slide in work.
+
+    Args:
+        turn: The slide.
+        work: What is made of it.
+        puts: Writes that were asked for.
+        end: Done when its files are sealed, or, after a failure, when nothing is being written any more.
+    """
+
+    turn: SlideTurn
+    work: Work
+    puts: list[Future[None]] = field(default_factory=list)
+    end: Future[None] | None = None
+
+
+@dataclass(kw_only=True)
+class ReadTotals:
+    """What the readers of all slides did."""
+
+    jpeg_tiles: int = 0
+    fallback_tiles: int = 0
+    bytes_read: int = 0
+
+
+class Flow:
+    """Joins feed, device and files.
+
+    Args:
+        feed: Gives turns and batches.
+        compute: The device.
+        filing: The writing thread.
+        account: What became of the slides.
+        clock: Seconds by stage.
+        tuner: Finds the batch size while running; None where it is fixed.
+        one_transform: The stain transform is the same for all slides.
+    """
+
+    def __init__(
+        self,
+        *,
+        feed: Feed[SlideEntry, SlideJob],
+        compute: Compute,
+        filing: Filing,
+        account: Account,
+        clock: Clock,
+        tuner: BatchTuner | None,
+        one_transform: bool,
+    ) -> None:
+        self._feed, self._compute, self._filing, self._account = feed, compute, filing, account
+        self._clock, self._tuner, self._one_transform = clock, tuner, one_transform
+        self._tickets: dict[SlideTurn, _Ticket] = {}
+        self.totals = ReadTotals()
+
+    def over(self, entries: Sequence[SlideEntry], prepare: Callable[[SlideEntry], SlideJob]) -> None:
+        """Embed all slides."""
+        events = self._feed.over(entries, prepare)
+        while (event := self._next(events)) is not None:
+            if isinstance(event, Turn):
+                self._begin(event)
+            else:
+                self._embed(event)
+            self._settle(most=_MOST_UNSETTLED)
+        self._compute.finish()
+        self._settle(most=0)
+        self._account.tell()
+
+    def _next(self, events: Iterator[SlideTurn | SlideBatch]) -> SlideTurn | SlideBatch | None:
+        with self._clock.stage(WAITING):
+            return next(events, None)
+
+    def _begin(self, turn: SlideTurn) -> None:
+        job = self._account.attempt([turn], turn.prepared)
+        if job is not None and job.work is not None and job.n_tiles:
+            self._tickets[turn] = _Ticket(turn=turn, work=job.work)
+            return
+        if job is not None:
+            self._account.count(turn.item, job.state)
+        self._feed.close(turn)
+
+    def _embed(self, batch: SlideBatch) -> None:
+        with self._clock.stage(WAITING):
+            read = [segment for segment in batch.segments if self._account.attempt([segment.turn], segment.is_read)]
+        if not read:
+            self._feed.release(batch)
+            return
+        began = self._clock.seconds["forward"]
+        for segment, found in self._features(batch, read):
+            self._file(segment, *found)
+        if self._tuner is not None:
+            self._tuner.observe(len(batch), self._clock.seconds["forward"] - began)
+            self._feed.batch_size = self._tuner.batch_size
+
+    def _features(
+        self, batch: SlideBatch, read: list[SlideSegment]
+    ) -> Iterator[tuple[SlideSegment, tuple[list[Features], int]]]:
+        """Features of every segment that has some, and where in their batch it begins."""
+        models = self._tickets[read[0].turn].work.models
+        together = partial(
+            self._compute.run,
+            batch.tiles,
+            partial(self._normalise, batch.segments),
+            models,
+            partial(self._feed.release, batch),
+        )
+        found = self._account.attempt([segment.turn for segment in read], together)
+        if found is not None:
+            yield from ((segment, (found, segment.at)) for segment in read)
+            return
+        for segment in read if len(read) > 1 else ():
+            tiles = batch.tiles[segment.at : segment.at + len(segment)]
+            alone = partial(self._compute.run, tiles, partial(self._normalise, [segment]), models, _nothing)
+            own = self._account.attempt([segment.turn], alone)
+            if own is not None:
+                yield segment, (own, 0)
+        self._compute.finish()  # the buffer was released by the first attempt: nothing may still be copied from it
+
+    def _normalise(self, segments: Sequence[SlideSegment], tiles: torch.Tensor) -> torch.Tensor:
+        """Every slide's tiles through its own stain transform."""
+        tickets = [self._tickets.get(segment.turn) for segment in segments]
+        known = [ticket for ticket in tickets if ticket is not None]
+        if self._one_transform or len(segments) == 1:
+            return known[0].work.transform(tiles)
+        parts = []
+        for part, ticket in zip(torch.split(tiles, [len(segment) for segment in segments]), tickets, strict=True):
+            # A slide that failed has no ticket any more; its pixels go through unused, to keep the batch's shape.
+            parts.append(part if ticket is None else ticket.work.transform(part))
+        return torch.cat(parts)
+
+    def _file(self, segment: SlideSegment, found: list[Features], at: int) -> None:
+        ticket = self._tickets[segment.turn]
+        rows = np.arange(segment.rows.start, segment.rows.stop, dtype=np.int64)
+        for writer, features in zip(ticket.work.writers, found, strict=True):
+            ticket.puts.append(self._filing.put(writer, rows, features, at))
+        self._account.count_tiles(segment.turn.item, len(segment))
+        if segment.is_last:
+            ticket.end = self._filing.seal(ticket.work.writers)
+
+    def _settle(self, *, most: int) -> None:
+        """Close the slides that are finished or failed; wait for the oldest when more than ``most`` are not."""
+        ending = 0
+        for ticket in list(self._tickets.values()):
+            while ticket.puts and ticket.puts[0].done():
+                self._account.attempt([ticket.turn], ticket.puts.pop(0).result)
+            if ticket.end is None and self._account.has_failed(ticket.turn.item):
+                ticket.end = self._filing.drain()
+            ending += ticket.end is not None
+        for ticket in list(self._tickets.values()):
+            if ticket.end is not None and (ticket.end.done() or ending > most):
+                ending -= 1
+                self._close(ticket, ticket.end)
+
+    def _close(self, ticket: _Ticket, end: Future[None]) -> None:
+        turn = ticket.turn
+        for put in ticket.puts:
+            self._account.attempt([turn], put.result)
+        self._account.attempt([turn], end.result)
+        stats = ticket.work.tiles.stats
+        self.totals.jpeg_tiles += stats.jpeg_decoded
+        self.totals.fallback_tiles += stats.fallback_tiles
+        self.totals.bytes_read += stats.bytes_read
+        for stage, seconds in (("read", stats.read_s), ("decode", stats.decode_s), ("resample", stats.resample_s)):
+            self._clock.add(stage, seconds)
+        del self._tickets[turn]
+        # Closed before it is counted: whoever sees the count may rely on the files and locks.
+        self._feed.close(turn)
+        if not self._account.has_failed(turn.item):
+            self._account.count(turn.item, "done")
+
+
+def _nothing() -> None:
+    pass

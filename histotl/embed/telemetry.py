@@ -1,0 +1,143 @@
+"""Where the time of a run went: seconds by stage, how busy the device was, and what would help."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+WORKING = ("plan", "read", "decode", "resample", "copy", "transform", "forward", "write")
+"""Stages that do work: opening and planning; bytes off the disk; JPEG decoding; cutting and resampling; to the device;
+stain; network; to the file."""
+
+WAITING = "wait"
+"""The device's thread waits for tiles."""
+
+STAGES = (*WORKING, WAITING)
+
+_HUNGRY = 0.1
+"""Share of the run that the device may wait for tiles before reading counts as the bottleneck."""
+
+
+class Clock:
+    """Adds up seconds by stage; any thread may add."""
+
+    def __init__(self) -> None:
+        self._seconds: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Count some seconds of a stage."""
+        with self._lock:
+            self._seconds[stage] += seconds  # type: ignore[assignment]  # Counter is typed for whole numbers
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the time of a block, also when it fails."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(name, time.perf_counter() - began)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """What was counted so far, for every stage."""
+        with self._lock:
+            return {name: float(self._seconds[name]) for name in STAGES}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Telemetry:
+    """Figures of one run.
+
+    Args:
+        seconds: Stage -> seconds, summed over its threads. Stages run beside each other, so they add up to more than
+            the wall time; ``wait`` is the time in which the device's thread had no tiles.
+        wall_s: From the first slide to the last file; loading the backbones is not in it.
+        n_tiles: Tiles embedded.
+        device: Where the network ran.
+        device_busy: Share of the wall time in which the device worked (stain and network), 0 to 1.
+        batch_size: Tiles in a full batch, at the end.
+        readers: Threads that read.
+        planners: Threads that opened and planned.
+        compute_threads: Threads of the network on a CPU.
+        jpeg_tiles: Compressed tiles of the files that were decoded directly.
+        fallback_tiles: Tiles read region by region, because the format or a missing tile does not allow more.
+        mbytes_read: Compressed megabytes fetched directly.
+        peak_rss_mb: Most memory of the process, MiB; 0 where the system does not say.
+        peak_gpu_mb: Most memory of the GPU held by tensors, MiB.
+        tiles_per_s: Tiles embedded a second of wall time.
+        bottleneck: What limited the run, and the flag that would help.
+    """
+
+    seconds: Mapping[str, float]
+    wall_s: float
+    n_tiles: int
+    device: str
+    device_busy: float
+    batch_size: int
+    readers: int
+    planners: int
+    compute_threads: int
+    jpeg_tiles: int = 0
+    fallback_tiles: int = 0
+    mbytes_read: float = 0.0
+    peak_rss_mb: float = 0.0
+    peak_gpu_mb: float = 0.0
+    tiles_per_s: float = field(init=False)
+    bottleneck: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tiles_per_s", self.n_tiles / self.wall_s if self.wall_s > 0 else 0.0)
+        object.__setattr__(self, "bottleneck", _bottleneck(self))
+
+    @property
+    def line(self) -> str:
+        """The stages that took at least a hundredth of the wall time, in one line."""
+        shares = [(name, self.seconds.get(name, 0.0) / self.wall_s) for name in STAGES] if self.wall_s > 0 else []
+        shown = ", ".join(f"{name} {share:.0%}" for name, share in shares if share >= 0.01)
+        return f"{self.device} busy {self.device_busy:.0%}; of the wall time: {shown}"
+
+
+def _bottleneck(run: Telemetry) -> str:
+    """What limited the run, and the flag that would help."""
+    if not run.n_tiles or run.wall_s <= 0:
+        return ""
+    waited = run.seconds.get(WAITING, 0.0) / run.wall_s
+    if waited > _HUNGRY:
+        return _hungry(run, waited)
+    on_gpu = run.device.startswith("cuda")
+    transform, forward = run.seconds.get("transform", 0.0), run.seconds.get("forward", 0.0)
+    if transform > forward:
+        return f"stain normalisation: {transform / run.wall_s:.0%} of the time; --stain none, or a GPU"
+    cure = "--compile, or a larger GPU" if on_gpu else "--compile, --runtime openvino for convolutional nets, or a GPU"
+    return f"the network: {run.device} was busy {run.device_busy:.0%} of the time; {cure}"
+
+
+def _hungry(run: Telemetry, waited: float) -> str:
+    """Which of the threads that feed the device is the slow one."""
+    reading = sum(run.seconds.get(name, 0.0) for name in ("read", "decode", "resample"))
+    planning = run.seconds.get("plan", 0.0)
+    told = f"the network waited {waited:.0%} of the time for tiles"
+    if planning / run.planners > reading / run.readers:
+        return f"finding tissue: {told}; embed larger slides together with small ones, or make --tissue coarser"
+    if run.seconds.get("read", 0.0) > run.seconds.get("decode", 0.0):
+        return f"reading the files: {told}; copy the slides to a local disk, or --workers {2 * run.readers}"
+    if run.fallback_tiles > run.jpeg_tiles:
+        return f"decoding through the slide library: {told}; --workers {run.readers + 1}, or tiled JPEG slides"
+    return f"decoding: {told}; --workers {run.readers + 1}, where there are cores, or --decode nvjpeg on a GPU"
+
+
+def peak_rss_mb() -> float:
+    """Most memory that this process ever had, MiB; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / 2**20 if sys.platform == "darwin" else most / 2**10
