@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -54,13 +53,13 @@ def mobilenet(inputs: Inputs) -> Case:
 @case("embed/resnet50")
 def resnet50(inputs: Inputs) -> Case:
     """A large CNN."""
-    return _end_to_end(inputs, "resnet50", inputs.slow)
+    return _end_to_end(inputs, inputs.scale.cnn, inputs.slow)
 
 
 @case("embed/vit_small_patch16_224")
 def vit_small(inputs: Inputs) -> Case:
     """A transformer."""
-    return _end_to_end(inputs, "vit_small_patch16_224", inputs.slow)
+    return _end_to_end(inputs, inputs.scale.transformer, inputs.slow)
 
 
 @case("embed/scattering")
@@ -164,7 +163,7 @@ def scattering_batch(inputs: Inputs) -> Case:
 
     def forward(spec: str) -> torch.Tensor:
         with torch.inference_mode():
-            return cast("torch.Tensor", embedders[spec](tiles))
+            return embedders[spec](tiles)
 
     return Case(
         name="scattering, tiles of 224 px, one thread",

@@ -52,15 +52,15 @@ def flat(inputs: Inputs) -> Case:
 @case("memory/network")
 def network(inputs: Inputs) -> Case:
     """With a network that takes much memory, and where it is the readers that wait."""
-    resnet, fast = timm_spec("resnet50"), timm_spec("mobilenetv3_small_100")
+    resnet, fast = timm_spec(inputs.scale.cnn), timm_spec("mobilenetv3_small_100")
     return Case(
-        name="peak memory beyond the model, resnet50",
+        name=f"peak memory beyond the model, {inputs.scale.cnn}",
         against="mobilenetv3_small_100 on the same slide",
         ours=lambda: _peak(inputs.slow, inputs.folder / "memory-slow", resnet),
         reference=lambda: _peak(inputs.slow, inputs.folder / "memory-fast", fast),
         same=lambda a, b: a == b,
         measure="MB",
         threads=None,
-        figures=(Figure(text="resnet50 {} MB", of=lambda s: s.ours, goal=LIMIT_MB),),
+        figures=(Figure(text=inputs.scale.cnn + " {} MB", of=lambda s: s.ours, goal=LIMIT_MB),),
         most_rounds=3,
     )

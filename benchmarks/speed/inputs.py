@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import imagecodecs
 import numpy as np
@@ -27,6 +28,7 @@ from histotl.wsi.mask import find_tissue
 from histotl.wsi.slide import Slide, open_slide
 from histotl.wsi.tiles import read_tiles
 from histotl.wsi.tiling import plan_tiles
+from histotl.wsi.tissue.base import TissueSegmenter
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -53,6 +55,8 @@ class Scale:
         flow_px: Side of the slide that is embedded without a network.
         end_px: Side of the slide that is embedded with a fast network.
         slow_px: Side of the slide that is embedded with a slow one.
+        cnn: Slow network of timm.
+        transformer: Likewise.
         batch: Tiles in the cases on one batch.
         small_slides: Slides with ``small_tiles`` (columns, rows) tiles each, and the large one with as many tiles.
         small_tiles: Columns and rows of tiles of a small slide.
@@ -75,6 +79,8 @@ class Scale:
     flow_px: int = 16384
     end_px: int = 8192
     slow_px: int = 4096
+    cnn: str = "resnet50"
+    transformer: str = "vit_small_patch16_224"
     batch: int = 32
     small_slides: int = 50
     small_tiles: tuple[int, int] = (8, 8)
@@ -98,7 +104,9 @@ TINY = Scale(
     huge_px=4096,
     flow_px=2048,
     end_px=2048,
-    slow_px=2048,
+    slow_px=1024,
+    cnn="mobilenetv3_small_050",
+    transformer="vit_tiny_patch16_224",
     batch=2,
     small_slides=2,
     small_tiles=(2, 1),
@@ -212,11 +220,13 @@ class Inputs:
         image = self.painted.image[margin : margin + side, margin : margin + side]
         path = self.folder / "jpeg2000.svs"
         tiles = (
-            imagecodecs.jpeg2k_encode(
-                np.ascontiguousarray(image[y : y + FILE_TILE_PX, x : x + FILE_TILE_PX]),
-                level=_JPEG2000_DB,
-                codecformat="j2k",
-                mct=False,
+            bytes(
+                imagecodecs.jpeg2k_encode(
+                    np.ascontiguousarray(image[y : y + FILE_TILE_PX, x : x + FILE_TILE_PX]),
+                    level=_JPEG2000_DB,
+                    codecformat="j2k",
+                    mct=False,
+                )
             )
             for y in range(0, side, FILE_TILE_PX)
             for x in range(0, side, FILE_TILE_PX)
@@ -280,7 +290,7 @@ def planned(path: Path, tiling: TileConfig) -> tuple[Slide, TileGrid]:
     slide = open_slide(path)
     mask = find_tissue(
         slide,
-        create("tissue", tiling.tissue),
+        cast("TissueSegmenter", create("tissue", tiling.tissue)),
         min_area_um2=tiling.min_area_um2,
         max_hole_um2=tiling.max_hole_um2,
     )

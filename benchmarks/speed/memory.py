@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,23 +40,23 @@ def _bytes(module: torch.nn.Module) -> int:
 
 
 @contextmanager
-def _peak() -> Iterator[dict[str, object]]:
+def _peak() -> Iterator[dict[str, Any]]:
     """Most resident memory of a block above that at its beginning, MB: by the kernel's mark, else by looking often."""
-    found: dict[str, object] = {}
+    found: dict[str, Any] = {}
     before = _status("VmRSS")
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
         with _looking(found):
             yield found
-        found.update(mb=float(str(found["mb"])) - before, how=f"looked every {SAMPLE_S * 1e3:g} ms")
+        found.update(mb=found["mb"] - before, how=f"looked every {SAMPLE_S * 1e3:g} ms")
         return
     yield found
     found.update(mb=_status("VmHWM") - before, how="the kernel's mark")
 
 
 @contextmanager
-def _looking(found: dict[str, object]) -> Iterator[None]:
+def _looking(found: dict[str, Any]) -> Iterator[None]:
     stop, most = threading.Event(), [_status("VmRSS")]
 
     def look() -> None:

@@ -148,10 +148,10 @@ class Mosaic:
             return self.encoded[key]
         which = (x // TILE * 7 + y // TILE * 3) % _GLASS_TILES
         if window.max() <= 0:
-            key = (factor, which)
-            if key not in self.encoded:
-                self.encoded[key] = _encode(self.texture.glass[factor][which])
-            return self.encoded[key]
+            glass = (factor, which)
+            if glass not in self.encoded:
+                self.encoded[glass] = _encode(self.texture.glass[factor][which])
+            return self.encoded[glass]
         return _encode(self._compose(factor, x, y, window, self.texture.glass[factor][which]))
 
     def _window(self, factor: int, x: int, y: int) -> npt.NDArray[np.float32] | None:

@@ -55,7 +55,12 @@ class Trident:
     def encoder(self, name: str) -> torch.nn.Module:
         """A network with the attributes that the loop looks for."""
         found = network(name)
-        found.eval_transforms, found.precision, found.enc_name = self.transforms, torch.float32, name
+        for attribute, value in (
+            ("eval_transforms", self.transforms),
+            ("precision", torch.float32),
+            ("enc_name", name),
+        ):
+            setattr(found, attribute, value)
         return found
 
     def embed(self, slide: str, coords: str, out: str, name: str) -> dict[str, object]:
@@ -125,7 +130,7 @@ def main() -> None:
     """Import the tool, then do what is asked."""
     name, checkout = sys.argv[1:]
     sys.path.insert(0, checkout)
-    tool = {"TRIDENT": Trident, "CLAM": Clam}[name]()
+    tool: Any = {"TRIDENT": Trident, "CLAM": Clam}[name]()
 
     def answer(question: Answer) -> Answer:
         if question["do"] == "segment":

@@ -14,8 +14,8 @@ import numpy as np
 from histotl.core.errors import SlideError, SlideOpenError, UsageError
 from histotl.core.units import round_px
 from histotl.core.values import SlideInfo
-from histotl.wsi._opening import first_that_opens, slide_name, with_pixel_size
 from histotl.wsi._layout import fill_around
+from histotl.wsi._opening import first_that_opens, slide_name, with_pixel_size
 from histotl.wsi._resample import COPY, Windows, Workspace, windows_l0
 from histotl.wsi.readers._brightfield import check_brightfield
 from histotl.wsi.readers.array import ArrayBackend

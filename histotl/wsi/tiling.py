@@ -27,6 +27,9 @@ stays exact all the same, because tiles are resampled.
 LEVEL_TOLERANCE = 0.01
 """A level may be this much coarser than wanted: 4.0002 serves as 4, resampling takes up the rest."""
 
+_BAND_ROWS = 128
+"""Rows of a mask whose summed-area table is made at a time."""
+
 _EDGE_PX = 1e-3
 """Overhang of a tile that counts as none: the noise of floating point, far below a pixel."""
 
@@ -138,16 +141,33 @@ def tissue_fractions(
     """
     if mask.ndim != 2:
         raise UsageError(f"tissue mask has shape {mask.shape}", hint="give one of shape (height, width)")
-    import cv2  # heavy, and most users of this geometry have no mask
-
-    table = cv2.integral(np.ascontiguousarray(mask).view(np.uint8), sdepth=cv2.CV_32S)
     left, top = columns_l0 / scale_l0[0], rows_l0 / scale_l0[1]
     width, height = footprint_l0[0] / scale_l0[0], footprint_l0[1] / scale_l0[1]
     across = _Ends.of(left, left + width, mask.shape[1])
     down = _Ends.of(top, top + height, mask.shape[0])
-    corners = table[np.ix_(down.needed, across.needed)].astype(np.float64)
+    corners = _summed_area(mask, down.needed, across.needed)
     sums = across.differences(down.differences(corners).T).T
     return np.clip(sums / (width * height), 0.0, 1.0).astype(np.float32)
+
+
+def _summed_area(
+    mask: npt.NDArray[np.bool_], rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """Pixels of a mask above each of some rows and left of each of some columns: float64 (rows, columns).
+
+    The table of the whole mask would be four times its size; it is made a band at a time.
+    """
+    import cv2  # heavy, and most users of this geometry have no mask
+
+    picked = np.zeros((len(rows), len(columns)))
+    above = np.zeros(len(columns))
+    for top in range(0, mask.shape[0], _BAND_ROWS):
+        band = np.ascontiguousarray(mask[top : top + _BAND_ROWS]).view(np.uint8)
+        table = cv2.integral(band, sdepth=cv2.CV_32S)
+        here = slice(*np.searchsorted(rows, (top + 1, top + len(band) + 1)))
+        picked[here] = above + table[np.ix_(rows[here] - top, columns)]
+        above += table[-1, columns]
+    return picked
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

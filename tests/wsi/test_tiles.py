@@ -1,4 +1,4 @@
-"""Reading a grid: every compressed tile decoded once, by any number of threads, the same pixels as a slide's own read."""
+"""Reading a grid: every compressed tile decoded once by any number of threads, the same pixels as `Slide.read`."""
 
 from __future__ import annotations
 

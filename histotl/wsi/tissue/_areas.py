@@ -54,6 +54,34 @@ def touching(candidate: Mask, seed: Mask) -> Mask:
     return areas.only(areas.that_hold(seed & candidate))
 
 
+def touching_cells(candidate: Mask, seed: Mask) -> Mask:
+    """As :func:`touching`, but parts that lie in neighbouring cells of 2 x 2 pixels are connected: in a quarter of the time.
+
+    Args:
+        candidate: The mask.
+        seed: Inside it.
+    """
+    cells = touching(_any_of_cell(candidate), _any_of_cell(seed))
+    return candidate & repeated(cells, 2)[: candidate.shape[0], : candidate.shape[1]]
+
+
+def repeated(mask: Mask, factor: int) -> Mask:
+    """A mask with every pixel repeated so many times in both directions."""
+    pairs = factor == 2  # two bytes in one number, which is quicker
+    wide = (mask.view(np.uint8).astype(np.uint16) * 0x0101).view(np.bool_) if pairs else mask.repeat(factor, 1)
+    return wide.repeat(factor, 0)
+
+
+def _any_of_cell(mask: Mask) -> Mask:
+    import cv2
+
+    white = mask.view(np.uint8) * 255
+    below, beside = mask.shape[0] % 2, mask.shape[1] % 2
+    if below or beside:
+        white = cv2.copyMakeBorder(white, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=(0,))
+    return np.asarray(cv2.resize(white, (white.shape[1] // 2, white.shape[0] // 2), interpolation=cv2.INTER_AREA) > 0)
+
+
 class Areas:
     """The parts of a mask, connected over edges and corners; part 0 is what lies outside.
 

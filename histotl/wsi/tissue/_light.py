@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,6 @@ import numpy.typing as npt
 
 from histotl.wsi._counts import percentiles, tally
 from histotl.wsi.readers.base import Pixels
-from histotl.wsi.tissue._areas import Areas, diamond, px
 
 Plane = npt.NDArray[np.uint8]
 Density = npt.NDArray[np.int16]
@@ -27,54 +27,71 @@ _GLASS_CHROMA = 30
 _GLASS_DARKEST = 150
 """Smallest channel above which a pixel may be glass."""
 
-_ENOUGH = 400_000
-"""Pixels that the colour of the glass is taken from; of larger pictures only every so many rows are looked at."""
+_NEUTRAL = 10
+"""Where the mean density is this many times the spread, something grey is dense: black ink, a particle."""
+
+_DENSE = UNIT // 5
+"""Mean density above which something grey is dense; thinner shadows have no colour that could pass for tissue."""
+
+_BAND_PX = 40_000
+"""Pixels that are worked on at a time, so that what lies between picture and result stays in the processor's cache."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Light:
-    """Optical densities of a picture, in steps of 1/``UNIT``.
+    """The spread of the optical densities ``-log10(I / I_glass)`` of a picture, and what it must not be judged by.
 
     Args:
-        density: ``-log10(I / I_glass)`` of red, green and blue, int16 (h, w) each, smoothed.
-        colour: int16 (h, w), largest minus smallest density: 0 for glass, dirt and shadow, however dark.
+        colour: int16 (h, w): largest minus smallest density in steps of 1/``UNIT``; 0 for glass, dirt and shadow,
+            however dark.
         level: Median of ``colour`` on glass.
         noise: Standard deviation of ``colour`` on glass.
-        black: bool (h, w): not imaged; None where nothing is.
+        dark: bool (h, w): not imaged, or under opaque dirt.
+        grey: bool (h, w): dense but without colour: black ink, a particle.
+        inked: bool (h, w): of the colour of green or blue ink.
     """
 
-    density: tuple[Density, Density, Density]
     colour: Density
     level: float
     noise: float
-    black: Mask | None
+    dark: Mask
+    grey: Mask
+    inked: Mask
 
 
-def measure(image: Pixels, *, sigma_px: float, mpp: float) -> Light:
-    """Densities of a picture, uint8 RGB (h, w, 3), against its own glass.
+def measure(image: Pixels, *, sigma_px: float, every: int) -> Light:
+    """Colour density of a picture against its own glass.
 
     Args:
-        image: The picture.
+        image: uint8 RGB (h, w, 3).
         sigma_px: Standard deviation of the Gaussian that densities are smoothed with; none below 0.3.
-        mpp: µm per pixel.
+        every: Of so many rows one is looked at for the glass.
     """
     import cv2
 
-    red, green, blue = planes = cv2.split(image)
-    high, low = cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)
-    black = _black_areas(high, mpp)
-    rows = slice(None, None, min(len(image), max(1, high.size // _ENOUGH)))
-    thinned = [plane[rows] for plane in planes]
-    glass_colour, glass = _glass(thinned, high[rows], low[rows], None if black is None else black[rows])
-    density = tuple(
-        _smoothed(cv2.LUT(plane, _density_of_level(white)), sigma_px)
-        for plane, white in zip(planes, glass_colour, strict=True)
-    )
-    colour = cv2.subtract(
-        cv2.max(cv2.max(density[0], density[1]), density[2]), cv2.min(cv2.min(density[0], density[1]), density[2])
-    )
+    shape, rows = image.shape[:2], slice(None, None, every)
+    white, glass = _glass(image[rows])
+    tables = [_density_of_level(level) for level in white]
+    colour, dark = np.empty(shape, np.int16), np.empty(shape, bool)
+    grey, inked = np.empty(shape, bool), np.empty(shape, bool)
+    for band in _bands(shape, whole=sigma_px > 0.3):
+        planes = cv2.split(image[band])
+        np.less(cv2.max(cv2.max(planes[0], planes[1]), planes[2]), _BLACK, out=dark[band])
+        density = [_smoothed(cv2.LUT(plane, table), sigma_px) for plane, table in zip(planes, tables, strict=True)]
+        red, green, blue = density
+        weakest, strongest = cv2.min(red, blue), cv2.max(cv2.max(red, green), blue)
+        np.subtract(strongest, cv2.min(weakest, green), out=colour[band])
+        grey[band] = _is_grey(colour[band], red, green, blue)
+        inked[band] = _is_inked(red, green, blue, weakest)
     level, noise = _on_glass(colour[rows][glass])
-    return Light(density=(density[0], density[1], density[2]), colour=colour, level=level, noise=noise, black=black)
+    return Light(colour=colour, level=level, noise=noise, dark=dark, grey=grey, inked=inked)
+
+
+def _bands(shape: tuple[int, ...], *, whole: bool) -> Iterator[slice]:
+    """Rows to work on at a time; all of them when each row depends on others."""
+    height = shape[0] if whole else max(1, _BAND_PX // shape[1])
+    for top in range(0, shape[0], height):
+        yield slice(top, top + height)
 
 
 def _density_of_level(white: float) -> Density:
@@ -89,8 +106,45 @@ def _smoothed(plane: Density, sigma_px: float) -> Density:
     if sigma_px <= 0.3:
         return plane
     side = 2 * int(4 * sigma_px + 0.5) + 1
-    smooth: Density = cv2.GaussianBlur(plane, (side, side), sigma_px, borderType=cv2.BORDER_REPLICATE)
-    return smooth
+    return np.asarray(cv2.GaussianBlur(plane, (side, side), sigma_px, borderType=cv2.BORDER_REPLICATE), np.int16)
+
+
+def _is_grey(colour: Density, red: Density, green: Density, blue: Density) -> Mask:
+    total = red + green + blue
+    # Where the spread is so large, nothing is grey; without the limit the numbers would not fit.
+    spread = np.minimum(colour, UNIT // 4)
+    spread *= 3 * _NEUTRAL
+    grey: Mask = spread < total
+    grey &= total > 3 * _DENSE
+    return grey
+
+
+def _is_inked(red: Density, green: Density, blue: Density, weaker: Density) -> Mask:
+    """Green and blue marker.
+
+    Haematoxylin, eosin and DAB all take green light at least as much as the weakest other colour; green ink lets green
+    through while it takes red and blue. Blue ink takes red most, and green far more than blue: haematoxylin takes green
+    most. Red ink looks like blood and stays in; black ink has no colour and is no tissue anyway.
+
+    Args:
+        red: int16 (h, w), density in red; ``green`` and ``blue`` likewise.
+        green: In green.
+        blue: In blue.
+        weaker: The smaller one of ``red`` and ``blue``.
+    """
+    # A quick look first, which few pixels of tissue pass.
+    maybe = weaker > green
+    maybe &= weaker > 12 * UNIT // 100
+    blueish = red > 35 * UNIT // 100
+    blueish &= red > green
+    maybe |= blueish
+    places = np.flatnonzero(maybe)
+    if len(places):
+        red, green, blue, weaker = (plane.ravel()[places].astype(np.int32) for plane in (red, green, blue, weaker))
+        is_green = (weaker > 12 * UNIT // 100) & (10 * green < 7 * weaker)
+        is_blue = (red > 35 * UNIT // 100) & (20 * red > 23 * green) & (10 * blue < 4 * red)
+        maybe.ravel()[places] = is_green | is_blue
+    return maybe
 
 
 def _on_glass(colour: Density) -> tuple[float, float]:
@@ -102,31 +156,30 @@ def _on_glass(colour: Density) -> tuple[float, float]:
     return level, level - low
 
 
-def _glass(planes: list[Plane], high: Plane, low: Plane, black: Mask | None) -> tuple[list[float], Mask]:
+def _glass(image: Pixels) -> tuple[list[float], Mask]:
     """Colour of empty glass, and where it surely is.
 
     Glass is the brightest of what is frequent and nearly neutral. A picture without any (tissue from border to border)
     is measured against white.
     """
+    import cv2
+
+    planes = cv2.split(image)
+    low = cv2.min(cv2.min(planes[0], planes[1]), planes[2])
+    high = cv2.max(cv2.max(planes[0], planes[1]), planes[2])
     neutral = (high - low < _GLASS_CHROMA) & (low > _GLASS_DARKEST)
-    if black is not None:
-        neutral &= ~black
-    counts = tally(low[neutral]).astype(np.float64)
+    counts = _counts(low, neutral)
     if counts.sum() < 0.002 * neutral.size:
         return [245.0] * 3, np.zeros(neutral.shape, bool)
-    frequent = np.convolve(counts, np.full(5, 0.2), mode="same")
+    frequent = np.convolve(counts, np.ones(5), mode="same")
     # Of all brightnesses that are at least a fifth as frequent as the most frequent one, the highest.
     brightest = int(np.flatnonzero(frequent >= 0.2 * frequent.max()).max())
     near = neutral & (low >= brightest - 12)
-    return [percentiles(tally(plane[near]), (50,))[0] for plane in planes], near
+    return [percentiles(_counts(plane, near), (50,))[0] for plane in planes], near
 
 
-def _black_areas(high: Plane, mpp: float) -> Mask | None:
-    """Unscanned black: dark areas wider than tissue is ever black, with a rim for the blur of their border."""
-    dark = high < _BLACK
-    if not dark.any():
-        return None
-    reach = px(80, mpp)
-    areas = Areas(dark)
-    wide = diamond(diamond(dark, -reach), reach) | areas.only(areas.at_border())
-    return diamond(wide, px(16, mpp)) if wide.any() else None
+def _counts(plane: Plane, where: Mask) -> npt.NDArray[np.int64]:
+    """How often each grey level occurs in a part of a plane."""
+    import cv2
+
+    return cv2.calcHist([plane], [0], where.view(np.uint8), [256], (0, 256)).ravel().astype(np.int64)

@@ -10,11 +10,21 @@ import numpy as np
 from histotl.core.errors import UsageError
 from histotl.core.registry import register
 from histotl.wsi.readers.base import Pixels
-from histotl.wsi.tissue._areas import Areas, Mask, close_gaps, diamond, px, reaches_border, touching
+from histotl.wsi.tissue._areas import (
+    Areas,
+    Mask,
+    close_gaps,
+    diamond,
+    px,
+    reaches_border,
+    repeated,
+    touching,
+    touching_cells,
+)
 from histotl.wsi.tissue._light import UNIT, Density, Light, measure
 
-_NEUTRAL = 10
-"""Where the mean density is this many times the spread, something grey is dense: black ink, a particle."""
+_BLACK_UM = 80.0
+"""Dark areas at least twice this wide were not scanned."""
 
 _INK_UM = 40.0
 """A pen's line is at least this wide; what is thinner may be a nucleus or a fibre of any colour."""
@@ -24,6 +34,9 @@ _FRINGE_UM = 30.0
 
 _FINE_PX = 1_500_000
 """Pictures up to this size are measured at their own pixels: there the borders of tissue weigh more, and time less."""
+
+_GLASS_PX = 200_000
+"""Pixels of larger ones, about, that the colour of the glass is taken from."""
 
 _PALE = 24
 """Grey level that stands for the density of pale tissue where the colour between coarse pixels is interpolated."""
@@ -68,20 +81,28 @@ class Hysteresis:
         """Mask of tissue; see :class:`histotl.wsi.tissue.base.TissueSegmenter`."""
         factor = self._shrunk_by(image, mpp)
         coarse_mpp = factor * mpp
-        light = measure(_shrink(image, factor), sigma_px=self.smooth_um / mpp if factor == 1 else 0.0, mpp=coarse_mpp)
-        pale = max(self.pale * UNIT, light.level + 4 * light.noise)
-        sure = max(self.sure * UNIT, light.level + 8 * light.noise)
-        blocked = _blocked(light, pale, coarse_mpp)
+        if factor == 1:
+            light = measure(image, sigma_px=self.smooth_um / mpp, every=1)
+        else:
+            small = _shrink(image, factor)
+            light = measure(small, sigma_px=0.0, every=max(1, small.size // 3 // _GLASS_PX))
+        pale = math.floor(max(self.pale * UNIT, light.level + 4 * light.noise))
+        sure = math.floor(max(self.sure * UNIT, light.level + 8 * light.noise))
+        blocked = _blocked(light, coarse_mpp)
         coloured = light.colour > pale
         candidate = coloured if blocked is None else coloured & ~blocked
-        grown = touching(candidate, light.colour > sure)
-        grown = _without_edge_fringes(grown, self._closing_px(coarse_mpp), coarse_mpp)
-        if factor > 1:
-            grown = _between_pixels(light.colour, grown | ~coloured, pale, factor, image.shape[:2])
-        closed = close_gaps(grown, self._closing_px(mpp))
+        sure_tissue = candidate & (light.colour > sure)
+        grown = touching(candidate, sure_tissue) if factor == 1 else touching_cells(candidate, sure_tissue)
+        closed = close_gaps(grown, max(1, round(self.close_um / coarse_mpp / 2)))
         if blocked is not None:
-            closed &= ~_repeated(blocked, factor, image.shape[:2])
-        return closed
+            closed &= ~blocked
+        closed = _without_edge_fringes(closed, coarse_mpp)
+        if factor == 1:
+            return closed
+        fine = _between_pixels(light.colour, closed, coloured, factor, pale)
+        if blocked is not None:
+            fine &= ~repeated(blocked, factor)
+        return fine[: image.shape[0], : image.shape[1]]
 
     def _shrunk_by(self, image: Pixels, mpp: float) -> int:
         """Side of the squares of pixels whose mean is taken instead of the Gaussian, which takes longer.
@@ -91,9 +112,6 @@ class Hysteresis:
         height, width = image.shape[:2]
         factor = max(1, round(self.smooth_um / mpp * math.sqrt(12)))
         return 1 if height * width <= _FINE_PX or min(height, width) < 2 * factor else factor
-
-    def _closing_px(self, mpp: float) -> int:
-        return max(1, round(self.close_um / mpp / 2))
 
 
 def _shrink(image: Pixels, factor: int) -> Pixels:
@@ -110,78 +128,60 @@ def _shrink(image: Pixels, factor: int) -> Pixels:
     return np.asarray(small, np.uint8)
 
 
-def _between_pixels(colour: Density, usable: Mask, pale: float, factor: int, shape: tuple[int, ...]) -> Mask:
-    """Where the colour of coarse pixels, interpolated to fine ones, is above that of pale tissue.
+def _between_pixels(colour: Density, tissue: Mask, coloured: Mask, factor: int, pale: int) -> Mask:
+    """Tissue at finer pixels: where the colour between coarse ones, interpolated, is above that of pale tissue.
 
     Args:
         colour: int16 (h, w).
-        usable: bool (h, w): colour elsewhere counts as none.
-        pale: Least spread of pale tissue.
+        tissue: bool (h, w), with its gaps closed.
+        coloured: bool (h, w): where ``colour`` is above ``pale``; outside tissue such colour counts as none.
         factor: Fine pixels to a coarse one.
-        shape: Of the fine mask.
+        pale: Spread that pale tissue is above.
+
+    Returns:
+        bool (h * factor, w * factor).
     """
     import cv2
 
     level = cv2.convertScaleAbs(colour, alpha=_PALE / pale)
-    level *= usable.view(np.uint8)
+    level *= (tissue | ~coloured).view(np.uint8)
+    gaps = (tissue & ~coloured).view(np.uint8)
+    gaps *= 2 * _PALE
+    cv2.max(level, gaps, dst=level)
     size = (level.shape[1] * factor, level.shape[0] * factor)
-    fine = cv2.resize(level, size, interpolation=cv2.INTER_CUBIC)
-    return np.asarray(fine[: shape[0], : shape[1]] > _PALE)
+    return np.asarray(cv2.resize(level, size, interpolation=cv2.INTER_CUBIC) > _PALE)
 
 
-def _repeated(mask: Mask, factor: int, shape: tuple[int, ...]) -> Mask:
-    """A mask with every pixel repeated in both directions, cut to a shape."""
-    if factor == 1:
-        return mask
-    wide = (mask.view(np.uint8).astype(np.uint16) * 0x0101).view(np.bool_) if factor == 2 else mask.repeat(factor, 1)
-    return wide.repeat(factor, 0)[: shape[0], : shape[1]]
-
-
-def _blocked(light: Light, pale: float, mpp: float) -> Mask | None:
+def _blocked(light: Light, mpp: float) -> Mask | None:
     """What is no tissue whatever its colour: unscanned black, black ink and dirt, green and blue ink; None for none."""
-    red, green, blue = light.density
-    total = red + green + blue
-    # Where the spread is so large, nothing is grey; without the limit the numbers would not fit.
-    grey = (np.minimum(light.colour, 1000) * (3 * _NEUTRAL) < total) & (total > 3 * _NEUTRAL * pale)
-    found = [grey if grey.any() else None, light.black, _ink(light.density, mpp)]
-    blocked = None
-    for mask in found:
+    blocked = light.grey if light.grey.any() else None
+    for mask in (_black_areas(light.dark, mpp), _ink(light.inked, mpp)):
         if mask is not None:
             blocked = mask if blocked is None else blocked | mask
     return blocked
 
 
-def _ink(density: tuple[Density, Density, Density], mpp: float) -> Mask | None:
-    """Green and blue marker.
-
-    Haematoxylin, eosin and DAB all take green light at least as much as the weakest other colour; green ink lets green
-    through while it takes red and blue. Blue ink takes red most, and green far more than blue: haematoxylin takes green
-    most. Red ink looks like blood and stays in; black ink has no colour and is no tissue anyway.
-    """
-    red, green, blue = density
-    # A quick look first, which few pixels of tissue pass.
-    weak = np.minimum(red, blue)
-    places = np.flatnonzero(
-        ((weak > green) & (weak > 0.12 * UNIT)) | ((red > green) & (red > 0.35 * UNIT) & (red > blue + blue))
-    )
-    if not len(places):
+def _black_areas(dark: Mask, mpp: float) -> Mask | None:
+    """Unscanned black: dark areas wider than tissue is ever black, with a rim for the blur of their border."""
+    if not dark.any():
         return None
-    red, green, blue = (plane.ravel()[places].astype(np.int32) for plane in density)
-    weak = np.minimum(red, blue)
-    is_green = (weak > 0.12 * UNIT) & (10 * green < 7 * weak)
-    is_blue = (red > 0.35 * UNIT) & (20 * red > 23 * green) & (10 * blue < 4 * red)
-    found = np.zeros(density[0].shape, bool)
-    found.ravel()[places] = is_green | is_blue
-    core = diamond(found, -px(_INK_UM / 2, mpp))
-    return diamond(touching(found, core), px(24, mpp)) if core.any() else None
+    reach, areas = px(_BLACK_UM, mpp), Areas(dark)
+    wide = diamond(diamond(dark, -reach), reach) | areas.only(areas.at_border())
+    return diamond(wide, px(16, mpp)) if wide.any() else None
 
 
-def _without_edge_fringes(mask: Mask, closing_px: int, mpp: float) -> Mask:
+def _ink(inked: Mask, mpp: float) -> Mask | None:
+    """Lines of a pen: what has the colour of ink, is wide enough somewhere, and a rim for its paler border."""
+    if not inked.any():
+        return None
+    core = diamond(inked, -px(_INK_UM / 2, mpp))
+    return diamond(touching(inked, core), px(24, mpp)) if core.any() else None
+
+
+def _without_edge_fringes(tissue: Mask, mpp: float) -> Mask:
     """Drop thin strips along the picture's border: the coloured fringe of the slide's edge, not tissue."""
-    if not reaches_border(mask):
-        return mask
-    closed = close_gaps(mask, closing_px)
-    areas = Areas(closed)
-    fringe = areas.at_border() & ~areas.that_hold(diamond(closed, -px(_FRINGE_UM, mpp)))
-    fringe[0] = False
-    return mask & areas.only(~fringe) if fringe.any() else mask
+    if not reaches_border(tissue):
+        return tissue
+    areas = Areas(tissue)
+    fringe = areas.at_border() & ~areas.that_hold(diamond(tissue, -px(_FRINGE_UM, mpp)))
+    return areas.only(~fringe)

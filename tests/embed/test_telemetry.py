@@ -1,0 +1,124 @@
+"""Where the time went, and what the run says of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from histotl.cli.main import call
+from histotl.embed._batch_size import BatchTuner
+from histotl.embed.engine import embed_slides
+from histotl.embed.telemetry import STAGES, Clock, Telemetry
+
+
+def told(**changes: object) -> Telemetry:
+    facts: dict[str, object] = {
+        "seconds": {"forward": 9.0, "decode": 1.0},
+        "wall_s": 10.0,
+        "n_tiles": 1000,
+        "device": "cpu",
+        "device_busy": 0.9,
+        "batch_size": 16,
+        "readers": 1,
+        "planners": 1,
+        "compute_threads": 1,
+    }
+    return Telemetry(**{**facts, **changes})
+
+
+def test_the_bottleneck_is_named_with_a_flag():
+    assert told().bottleneck.startswith("the network: cpu was busy 90%")
+    assert "--compile" in told().bottleneck
+    assert "--runtime" not in told(device="cuda:0").bottleneck
+    decoding = told(seconds={"wait": 6.0, "decode": 9.0, "forward": 3.0})
+    assert decoding.bottleneck.startswith("decoding: the network waited 60%")
+    assert "--workers 2" in decoding.bottleneck
+    assert told(seconds={"wait": 6.0, "read": 9.0, "forward": 3.0}).bottleneck.startswith("reading the files")
+    assert told(seconds={"wait": 6.0, "plan": 9.0, "decode": 1.0}).bottleneck.startswith("finding tissue")
+    slow = told(seconds={"wait": 6.0, "decode": 9.0}, fallback_tiles=10, jpeg_tiles=0)
+    assert slow.bottleneck.startswith("decoding through the slide library")
+    assert told(seconds={"transform": 6.0, "forward": 3.0}).bottleneck.startswith("stain normalisation: 60%")
+    assert told(n_tiles=0).bottleneck == ""
+
+
+def test_rate_and_line():
+    assert told().tiles_per_s == 100
+    assert told().line == "cpu busy 90%; of the wall time: decode 10%, forward 90%"
+
+
+def test_the_clock_adds_over_threads():
+    clock = Clock()
+
+    def work() -> None:
+        with clock.stage("decode"):
+            time.sleep(0.02)
+
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(4):
+            pool.submit(work)
+    assert clock.seconds["decode"] >= 0.08
+    assert clock.seconds.keys() == set(STAGES)
+
+
+def test_a_failing_stage_is_counted_too():
+    clock = Clock()
+    with pytest.raises(ValueError, match="invalid literal"), clock.stage("read"):
+        int("no", base=time.sleep(0.01) or 10)
+    assert clock.seconds["read"] >= 0.01
+
+
+def test_a_run_tells_where_its_time_went(slides, tmp_path, tiling, config):
+    summary = embed_slides(slides, tmp_path / "out", tiling=tiling, config=config)
+    run = summary.telemetry
+    assert run is not None
+    assert run.n_tiles == summary.n_tiles
+    assert 0 < run.wall_s <= summary.seconds
+    for stage in ("plan", "read", "decode", "forward", "write"):
+        assert run.seconds[stage] > 0, stage
+    assert 0 < run.device_busy <= 1
+    assert run.jpeg_tiles > 0
+    assert run.fallback_tiles == 0
+    assert run.mbytes_read > 0
+    assert run.bottleneck
+    again = embed_slides(slides, tmp_path / "out", tiling=tiling, config=config)
+    assert again.telemetry is None
+
+
+def test_the_command_line_says_it(slides, tmp_path, capsys):
+    argv = ["embed", slides, tmp_path / "out", "--tile-px", "64", "--mpp", "1", "--backbone", "color_stats", "--quiet"]
+
+    def run(*more: str) -> str:
+        assert call([*map(str, argv), *more]) == 0
+        return capsys.readouterr().out
+
+    text = " ".join(run().split())
+    assert "cpu busy" in text
+    assert "bottleneck: " in text
+    seen = json.loads(run("--overwrite", "--json"))["telemetry"]
+    assert seen["tiles_per_s"] > 0
+    assert seen["seconds"]["decode"] > 0
+    assert seen["bottleneck"]
+
+
+def run_tuner(rates: dict[int, float]) -> int:
+    tuner = BatchTuner(tuple(rates), tiles=32)
+    for _ in range(100):
+        tuner.observe(tuner.batch_size, tuner.batch_size / rates[tuner.batch_size])
+    return tuner.batch_size
+
+
+def test_the_fastest_batch_size_is_found():
+    assert run_tuner({8: 100, 16: 150, 32: 120, 64: 300}) == 16  # it stops at the first that is no faster
+    assert run_tuner({8: 100, 16: 150, 32: 180, 64: 300}) == 64
+    assert run_tuner({8: 100, 16: 101, 32: 500}) == 8
+    assert run_tuner({4: 100}) == 4
+
+
+def test_small_last_batches_say_nothing_about_a_size():
+    tuner = BatchTuner((8, 16), tiles=8)
+    for _ in range(50):
+        tuner.observe(3, 100.0)
+    assert tuner.batch_size == 8
