@@ -52,6 +52,12 @@ def _bare(spec: str, tiles: torch.Tensor, device: torch.device) -> Callable[[int
     return run
 
 
+def _busy(summary: RunSummary) -> float:
+    if summary.telemetry is None:
+        raise RuntimeError("the run says nothing about its time")
+    return summary.telemetry.device_busy
+
+
 def _from_disk(inputs: Inputs, name: str) -> Case:
     device = _gpu()
     slide, spec, out = inputs.huge, timm_spec(name), inputs.folder / f"gpu-{name}"
@@ -79,7 +85,7 @@ def _from_disk(inputs: Inputs, name: str) -> Case:
         unit="tiles",
         figures=(
             Figure(text="{} of the bare network's rate", of=lambda s: s.reference / s.ours),
-            Figure(text="GPU busy {} of the run", of=lambda _: last[0].telemetry.device_busy),
+            Figure(text="GPU busy {} of the run", of=lambda _: _busy(last[0])),
         ),
     )
 

@@ -29,6 +29,9 @@ BAND_PX = 2048
 CHUNK = 64
 """Tiles asked for at once: a batch, as in a run."""
 
+REACH_PX = 2
+"""Neighbouring pixels that resampling at least looks at; a tile of the file that holds any of them is needed."""
+
 
 class Bands:
     """Bands of one slide, read one after the other with one reader, as a run does.
@@ -61,7 +64,7 @@ class Bands:
     def read(self) -> Measured:
         """Read the next band; seconds a tile, as bands differ in size."""
         rows = self.next("ours")
-        if self.turn["ours"] > len(self.rows):
+        if self.turn["ours"] > 1 and rows.start == 0:
             self.reader.close()
             self.reader = TileReader(self.slide, self.grid)
         cpu, began = time.process_time(), time.perf_counter()
@@ -87,6 +90,7 @@ def _against_decoding(bands: Bands, name: str, goal: float) -> Case:
     files = JpegTiles(bands.slide.info.path)
     footprint = bands.grid.footprint_l0
     area = footprint[0] * footprint[1]
+    reach = 0 if footprint[0] == bands.grid.spec.tile_px else REACH_PX
 
     def decode() -> Measured:
         rows = bands.next("reference")
@@ -99,10 +103,11 @@ def _against_decoding(bands: Bands, name: str, goal: float) -> Case:
         return dataclasses.replace(measured, value=measured.value * exact)
 
     def decoded_again(_: Sides) -> float:
-        seen = bands.rows[: bands.turn["ours"]]
+        # After the last band a new reader begins with the first.
+        seen = bands.rows[: (bands.turn["ours"] - 1) % len(bands.rows) + 1]
         needed: set[int] = set()
         for rows in seen:
-            needed.update(files.under(bands.corners(rows), footprint))
+            needed.update(files.under(bands.corners(rows), footprint, reach))
         return bands.reader.stats.jpeg_decoded / len(needed)
 
     return Case(

@@ -334,12 +334,16 @@ class JpegTiles:
         """Compressed bytes of tiles."""
         return self._bytes(self.path, tiles)
 
-    def under(self, corners_l0: npt.NDArray[np.int64], footprint_l0: tuple[float, float]) -> list[int]:
-        """Tiles of level 0 that some squares lie on, sorted."""
+    def under(self, corners_l0: npt.NDArray[np.int64], footprint_l0: tuple[float, float], reach: int = 0) -> list[int]:
+        """Tiles of level 0 that some squares, or pixels as near to them as ``reach``, lie on, sorted."""
         found: set[int] = set()
+        last = len(self.offsets) // self.columns - 1, self.columns - 1
         for x, y in corners_l0.tolist():
-            columns = range(x // self.side, int(x + footprint_l0[0] - 1e-6) // self.side + 1)
-            rows = range(y // self.side, int(y + footprint_l0[1] - 1e-6) // self.side + 1)
+            right, below = (
+                int(a + side + reach - 1e-6) // self.side for a, side in zip((x, y), footprint_l0, strict=True)
+            )
+            columns = range(max(0, x - reach) // self.side, min(last[1], right) + 1)
+            rows = range(max(0, y - reach) // self.side, min(last[0], below) + 1)
             found.update(row * self.columns + column for row in rows for column in columns)
         return sorted(found)
 

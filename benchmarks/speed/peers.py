@@ -67,7 +67,7 @@ def start(inputs: Inputs, name: str) -> Peer:
         raise NotMeasured(f"--peers has no checkout called {name}")
     own = inputs.peers / "venv" / "bin" / "python"
     paths = [str(ROOT), *site.getsitepackages()]
-    environment = {"PYTHONPATH": os.pathsep.join(paths)}
+    environment = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore"}
     command = [str(own) if own.is_file() else python(), "-m", "benchmarks.speed.peer", name, str(checkout)]
     return Peer(name=name, worker=Worker(command, environment))
 

@@ -7,12 +7,16 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 Answer = dict[str, Any]
+
+_WORDS = 2000
+"""Bytes of a worker's last words that an error quotes."""
 
 
 def python() -> str:
@@ -29,10 +33,12 @@ class Worker:
     """
 
     def __init__(self, command: list[str], environment: Mapping[str, str] | None = None) -> None:
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=self._said,
             text=True,
             cwd=ROOT,
             env={**os.environ, **(environment or {})},
@@ -63,17 +69,23 @@ class Worker:
         """
         line = "" if self._process.stdout is None else self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"a worker ended with status {self._process.wait()}; what it said is above")
+            raise RuntimeError(f"a worker ended with status {self._process.wait()}:\n{self._last_words()}")
         answer: Answer = json.loads(line)
         if "error" in answer:
-            raise RuntimeError(f"a worker failed: {answer['error']}")
+            raise RuntimeError(f"a worker failed: {answer['error']}\n{self._last_words()}")
         return answer
+
+    def _last_words(self) -> str:
+        """End of what it wrote to the error output, where its own printing goes too."""
+        self._said.seek(0, os.SEEK_END)
+        self._said.seek(max(0, self._said.tell() - _WORDS))
+        return self._said.read().decode(errors="replace")
 
     def close(self) -> None:
         """End it."""
         self._process.terminate()
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
+        for stream in (self._process.stdin, self._process.stdout, self._said):
             if stream is not None:
                 # What was not read any more does not matter.
                 with contextlib.suppress(OSError):

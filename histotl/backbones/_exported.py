@@ -115,7 +115,7 @@ def _openvino() -> Any:
 
     Its own answer to a missing reporting package is a stand-in that does nothing.
     """
-    if "openvino" in sys.modules:
+    if sys.modules.get("openvino") is not None:
         return sys.modules["openvino"]
     reporter = "openvino_telemetry"
     known = sys.modules.get(reporter)

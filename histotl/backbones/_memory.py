@@ -18,9 +18,9 @@ def large_blocks_kept() -> Iterator[None]:
     """Keep freed blocks of up to 1 GiB in the process while this lasts; for networks on a CPU.
 
     The maps of a layer are tens of megabytes a batch. glibc gives blocks above 32 MB back to the system when they are
-    freed, and the pages of the next layer's are then zeroed one by one again: that is 10 to 50 % of the time of a
-    convolutional network. The process holds no more than its own peak. Threads beside the main one allocate from
-    areas of 64 MB, so a forward pass with larger maps gains only in the main thread.
+    freed, and the pages of the next layer's are then zeroed one by one again, which can take as long as the whole
+    network. The process holds no more than its own peak. Threads beside the main one allocate from areas of 64 MB,
+    so a forward pass gains most in the main thread.
 
     Elsewhere than on Linux with glibc, nothing is changed.
     """

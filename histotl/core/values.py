@@ -195,7 +195,8 @@ class FeatureIdentity:
         backbone: Everything of the card that changes the numbers.
         tiles: The tile spec; ``{"patches": true}`` for patch sets, whose images are used whole.
         stain: Canonical spec of the stain normaliser.
-        compute: Number format of the forward pass: ``fp32``, ``bf16`` or ``fp16``.
+        compute: Number format of the forward pass: ``fp32``, ``bf16`` or ``fp16``; with ``+openvino`` or
+            ``+onnxruntime`` when that library computed it.
         dtype: Number format on disk.
     """
 

@@ -15,12 +15,9 @@ import torch
 
 from histotl.embed._models import Model
 from histotl.embed.config import EmbedConfig
-from histotl.embed.device import CPU_SIZES, GPU_SIZES, largest_batch
+from histotl.embed.device import CPU_SIZES, GPU_SIZES, fixed_batch, largest_batch
 
 log = logging.getLogger(__name__)
-
-FIXED = 32
-"""Tiles in a batch of a compiled network, whose shape cannot be tuned while running."""
 
 _GAIN = 1.03
 """A larger batch must be faster by this factor: below it only memory is spent."""
@@ -83,7 +80,7 @@ def choose_batches(
     """
     most = largest_batch(config, device, tile_px)
     if config.batch_size or config.compile or config.runtime != "torch":
-        size = min(most, FIXED) if not config.batch_size else most  # compiled programs are made for one size
+        size = config.batch_size or min(most, fixed_batch(device))
         return size, size, None
     if device.type == "cuda":
         size = find_gpu_batch_size(models, device, tile_px, most=most)

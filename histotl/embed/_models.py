@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 
+from histotl.backbones._half import hold_half
+from histotl.backbones._runtime import accelerate
 from histotl.backbones.base import Backbone, Embedder
 from histotl.core.errors import HistotlError, SetupError, UsageError
 from histotl.core.registry import canonical, create
 from histotl.core.values import BackboneCard, FeatureIdentity, TileSpec
 from histotl.embed.config import EmbedConfig
-from histotl.embed.device import FORMATS, choose_precision
+from histotl.embed.device import FORMATS, choose_precision, fixed_batch
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +49,8 @@ class Model:
             SetupError: Not even one tile fits into the device's memory.
             HistotlError: The backbone does not do what its card says.
         """
-        compute = self.identity.compute
-        half = torch.autocast(self.device.type, dtype=FORMATS[compute]) if compute != "fp32" else nullcontext()
-        with torch.inference_mode(), half:
+        half = FORMATS[self.identity.compute.partition("+")[0]]
+        with torch.inference_mode(), torch.autocast(self.device.type, dtype=half, enabled=half is not torch.float32):
             features = self._forward(tiles)
         if features.shape != (len(tiles), self.card.dim):
             fact = f"{self.spec} gave {tuple(features.shape)} for {len(tiles)} tiles; its card says dim={self.card.dim}"
@@ -93,12 +93,30 @@ def load_models(config: EmbedConfig, tiles: TileSpec | None, *, stain: str, devi
         embedder = backbone.load(device)
         card = embedder.card
         compute = choose_precision(config.precision, card, device)
-        identity = FeatureIdentity.of(card, tiles, stain=stain, compute=compute, dtype=config.dtype)
+        embedder = _prepared(embedder, compute, config, device)
+        # A compiler keeps to torch's arithmetic; other libraries have their own, so their features are others.
+        own = compute if config.runtime == "torch" else f"{compute}+{config.runtime}"
+        identity = FeatureIdentity.of(card, tiles, stain=stain, compute=own, dtype=config.dtype)
         models.append(Model(spec=canonical(backbone), embedder=embedder, device=device, identity=identity))
         if config.precision not in ("auto", compute):
             log.warning("%s runs in %s: its card says that %s is wrong for it", card.name, compute, config.precision)
     _refuse_equal_names(models)
     return tuple(models)
+
+
+def _prepared(embedder: Embedder, compute: str, config: EmbedConfig, device: torch.device) -> Embedder:
+    """The embedder with its weights in the right format, in the runtime that was asked for."""
+    half = None if compute == "fp32" else FORMATS[compute]
+    if half is not None:
+        embedder = hold_half(embedder, half)
+    return accelerate(
+        embedder,
+        "compile" if config.compile else config.runtime,
+        batch_size=config.batch_size or fixed_batch(device),
+        threads=torch.get_num_threads(),
+        device=device,
+        half=half,
+    )
 
 
 def _refuse_equal_names(models: Sequence[Model]) -> None:

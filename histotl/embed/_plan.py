@@ -22,7 +22,8 @@ from histotl.store import layout
 from histotl.store.coords import write_coords
 from histotl.store.hdf5 import cannot_write
 from histotl.wsi.mask import TissueMask, find_tissue, to_geojson
-from histotl.wsi.preview import draw_preview
+from histotl.wsi.preview import draw_preview, shrink_picture
+from histotl.wsi.readers.base import Pixels
 from histotl.wsi.slide import Slide
 from histotl.wsi.tiling import plan_tiles
 from histotl.wsi.tissue.base import TissueSegmenter
@@ -89,8 +90,7 @@ def sample_rows(n_tiles: int, wanted: int) -> npt.NDArray[np.int64]:
 
 def _write_pictures(slide: Slide, mask: TissueMask, grid: TileGrid, out: Path) -> None:
     info = slide.info
-    longest_um = max(info.width * info.mpp_x, info.height * info.mpp_y)
-    image, _ = slide.thumbnail(max(info.mpp, longest_um / PREVIEW_PX))
+    image = _overview(slide, mask)
     scale_l0 = (info.width / image.shape[1], info.height / image.shape[0])
     preview = draw_preview(image, scale_l0=scale_l0, polygons=mask.polygons, grid=grid)
     try:
@@ -99,6 +99,16 @@ def _write_pictures(slide: Slide, mask: TissueMask, grid: TileGrid, out: Path) -
         write_text(layout.geojson_path(out, info.slide_id), to_geojson(mask, name=info.slide_id))
     except OSError as error:
         raise cannot_write(layout.contour_path(out, info.slide_id), error) from error
+
+
+def _overview(slide: Slide, mask: TissueMask) -> Pixels:
+    """The whole slide, ``PREVIEW_PX`` long: of the picture that the tissue was found on where that is large enough."""
+    info = slide.info
+    if mask.image is not None and max(mask.image.shape[:2]) >= min(PREVIEW_PX, max(info.width, info.height)):
+        return shrink_picture(mask.image, PREVIEW_PX)
+    longest_um = max(info.width * info.mpp_x, info.height * info.mpp_y)
+    image, _ = slide.thumbnail(max(info.mpp, longest_um / PREVIEW_PX))
+    return image
 
 
 def _no_tissue(info: SlideInfo, mask: TissueMask, tiling: TileConfig) -> NoTissueError:
@@ -118,7 +128,7 @@ def _no_tissue(info: SlideInfo, mask: TissueMask, tiling: TileConfig) -> NoTissu
     return NoTissueError(fact, hint=cure)
 
 
-def _jpeg(image: npt.NDArray[np.uint8]) -> bytes:
+def _jpeg(image: Pixels) -> bytes:
     data = io.BytesIO()
     Image.fromarray(image).save(data, format="JPEG", quality=85)
     return data.getvalue()

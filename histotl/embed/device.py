@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
+from histotl.backbones._memory import large_blocks_kept
 from histotl.core.values import BackboneCard
 from histotl.embed.config import EmbedConfig, Precision
 
@@ -55,6 +56,11 @@ def largest_batch(config: EmbedConfig, device: torch.device, tile_px: int) -> in
     return max(1, min(most, most * 224 * 224 // (tile_px * tile_px)))
 
 
+def fixed_batch(device: torch.device) -> int:
+    """Tiles in a batch where the size cannot be found by trying, as a compiled program is made for one size."""
+    return 256 if device.type == "cuda" else 32
+
+
 def usable_cores() -> int:
     """Cores that this process may run on, which in a container or a batch job are fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
@@ -96,7 +102,8 @@ def compute_settings(workers: int) -> Iterator[None]:
     torch.set_num_threads(max(1, min(threads, usable_cores() - workers)))
     torch.backends.cudnn.allow_tf32 = False
     try:
-        yield
+        with large_blocks_kept():
+            yield
     finally:
         torch.set_num_threads(threads)
         torch.backends.cudnn.allow_tf32 = tf32

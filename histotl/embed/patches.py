@@ -25,7 +25,6 @@ from histotl.core.errors import SlideError
 from histotl.core.progress import Report, Step, silent
 from histotl.core.provenance import Provenance
 from histotl.core.registry import canonical, create
-from histotl.embed._batch_size import FIXED
 from histotl.embed._claim import claim
 from histotl.embed._compute import Compute, Features
 from histotl.embed._filing import Filing
@@ -34,7 +33,7 @@ from histotl.embed._models import Model, load_models
 from histotl.embed._patch_set import Patch, PatchFacts, inspect_patch, list_patches, read_patch, set_name
 from histotl.embed._reading import Batch, Feed, Turn
 from histotl.embed.config import EmbedConfig
-from histotl.embed.device import choose_workers, compute_settings, largest_batch
+from histotl.embed.device import choose_workers, compute_settings, fixed_batch, largest_batch
 from histotl.embed.summary import Failure, RunSummary, write_failures
 from histotl.embed.telemetry import Clock
 from histotl.image.stain.base import StainNormalizer
@@ -160,7 +159,7 @@ class _PatchRun:
         """Images of one size are few and their sizes many: no trial, as for slides, would pay."""
         largest = max(math.isqrt(f.shape[0] * f.shape[1]) for f in self.facts)
         most = largest_batch(self.config, self.device, max(1, largest))
-        return most if self.config.batch_size else min(most, FIXED if self.device.type == "cpu" else 8 * FIXED)
+        return most if self.config.batch_size else min(most, fixed_batch(self.device))
 
     def _rows(self, batch: _PatchBatch) -> npt.NDArray[np.int64]:
         """Places in the set of the patches of a batch, all read."""

@@ -103,7 +103,7 @@ def trace(mask: Mask, *, corners_only: bool) -> Borders:
     if not found:
         none = np.zeros(0, np.int64)
         return Borders(points=np.zeros((0, 2), np.int32), start=none, parent=none, depth=none, area_px=none)
-    points = np.concatenate(found).reshape(-1, 2)
+    points = np.asarray(np.concatenate(found), np.int32).reshape(-1, 2)
     lengths = np.array([len(ring) for ring in found])
     start = np.cumsum(lengths) - lengths
     parent = np.reshape(tree, (-1, 4))[:, 3].astype(np.int64)
@@ -172,4 +172,5 @@ def midway_rings(borders: Borders) -> list[npt.NDArray[np.int32]]:
     number = np.arange(len(which)) - (upto - edges)[which]
     middles = 2 * points[which] + _STEP[_PASSED[way[which], number]]
     rings = np.split(middles, upto[last[:-1]])
-    return [cv2.approxPolyDP(ring[:, None], 2 * _TOLERANCE_PX, closed=True)[:, 0] for ring in rings]
+    simple = [cv2.approxPolyDP(ring[:, None], 2 * _TOLERANCE_PX, closed=True)[:, 0] for ring in rings]
+    return [np.asarray(ring, np.int32) for ring in simple]

@@ -31,10 +31,10 @@ ANYWHERE: Final = 2
 """The tile lies anywhere in the region: Pillow."""
 
 _SAME_PX = 0.02
-"""Source pixels that a tile may be shifted by; nothing that can be measured in it."""
+"""Output pixels that a tile may be shifted by (source pixels when enlarging); nothing that can be measured in it."""
 
-_HALO_MAX = 40
-"""Output pixels before a tile that are tried as the beginning of its region, at least; 1/16 of longer sides."""
+_HALO_MAX = 0.4
+"""Longest part of a region that is cut off, in sides of a tile: twice the work, which Pillow still takes longer than."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -192,9 +192,9 @@ class _Axis:
         places, back = np.unique(start, return_inverse=True)  # tiles of a grid share their rows and columns
         scale = size / out_px
         least = math.ceil(2 * max(1.0, scale) / scale - 0.5)  # the filter of the first kept pixel lies in the region
-        tried = np.arange(least, max(_HALO_MAX, out_px // 16) + 1)
+        tried = np.arange(least, max(2, math.floor(_HALO_MAX * out_px)) + 1)
         begin = places[:, None] - tried * scale
-        fits = np.abs(begin - np.floor(begin + 0.5)) <= _SAME_PX
+        fits = np.abs(begin - np.floor(begin + 0.5)) <= _SAME_PX * max(1.0, scale)
         halo = np.where(fits.any(axis=1), tried[fits.argmax(axis=1)], 0) if len(tried) else np.zeros(len(places), int)
         return cls(start=start, size=size, out_px=out_px, same=still & (far - near == out_px), halo=halo[back])
 
@@ -208,6 +208,7 @@ class _Axis:
         end = np.where(mode == COPY, begin + self.out_px, np.ceil(self.start + self.size) + reach)
         # The last output pixel's centre lies half a pixel before the end, so its filter ends there plus 1.5 of them.
         length = np.ceil((self.halo + self.out_px - 0.5) * scale + 2 * max(1.0, scale) + 0.5)
+        length += length == self.halo + self.out_px  # torch takes equal sizes for equal pixels
         end = np.where(mode == ALIGNED, begin + length, end)
         return begin.astype(np.int64), end.astype(np.int64)
 

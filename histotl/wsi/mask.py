@@ -130,7 +130,7 @@ def _small_holes(borders: Borders, max_hole_px: float) -> Mask:
     return small
 
 
-def _areas_once_filled(borders: Borders, filled: Mask) -> tuple[npt.NDArray[np.int64], Mask]:
+def _areas_once_filled(borders: Borders, filled: Mask) -> tuple[npt.NDArray[np.integer], Mask]:
     """Area of the tissue of every piece once its holes are filled, and which borders are then those of a whole piece.
 
     From the innermost borders outwards: an open hole takes all that lies inside it from the piece around it; a filled

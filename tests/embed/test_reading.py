@@ -194,6 +194,8 @@ def interrupted(slides: list[Numbers]) -> None:
     with NumberFeed(readers=2, batch_size=5, slides_ahead=2) as feed:
         for event in feed.over(slides, same):
             if isinstance(event, Batch):
+                for turn in feed._planned:
+                    turn.wait()
                 raise KeyboardInterrupt
 
 

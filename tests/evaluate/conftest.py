@@ -19,7 +19,7 @@ from histotl.store.coords import write_coords
 from histotl.store.embeddings import EmbeddingsMeta, EmbeddingsWriter
 from histotl.store.layout import coords_path, features_path, geojson_path, thumbnail_path
 from histotl.store.tile_scores import write_tile_scores
-from histotl.wsi.mask import TissueMask, outlines, to_geojson
+from histotl.wsi.mask import TissueMask, to_geojson
 from histotl.wsi.tiling import plan_tiles
 
 NASTY = '<script>alert(1)</script>|"a"&b$x$'
@@ -148,7 +148,7 @@ def make_embedded(out: Path, made: Made, names: list[str], *, attention: bool = 
         thumbnail_path(out, name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(thumbnail_path(out, name))
         geojson_path(out, name).parent.mkdir(parents=True, exist_ok=True)
-        tissue = TissueMask(mask=mask, scale_l0=scale, polygons=outlines(mask, scale), area_mm2=1.0)
+        tissue = TissueMask(mask=mask, scale_l0=scale, area_mm2=1.0)
         geojson_path(out, name).write_text(to_geojson(tissue, name=name))
         write_coords(coords_path(out, SPEC, name), info, grid, provenance)
         identity = FeatureIdentity.of(CARD, SPEC, stain="macenko(alpha=1.0)", compute="fp32", dtype="fp16")

@@ -152,6 +152,32 @@ def test_tissue_and_grid_of_a_large_slide_read_one_coarse_level_once() -> None:
     assert spy.pixels <= 2560 * 2560
 
 
+def test_a_thumbnail_at_a_levels_own_scale_is_one_region() -> None:
+    spy = Spy(16_500)  # its second level has more pixels than are resampled at a time
+    reads: list[tuple[int, ...]] = []
+    real = spy.read_region
+
+    def counting(*args: int) -> Pixels:
+        reads.append(args)
+        return real(*args)
+
+    spy.read_region = counting  # type: ignore[method-assign]
+    image, mpp = Slide(spy.info, lambda: spy).thumbnail(2.0)
+    assert (image.shape, mpp) == ((4125, 4125, 3), 2.0)
+    assert reads == [(0, 0, 1, 4125, 4125)]
+
+
+@pytest.mark.parametrize("mpp", [1.0, 1.03, 4.0, 4.07, 8.0])
+def test_thumbnails_lie_where_they_should(waves: Waves, position_error: Error, mpp: float) -> None:
+    """Position and scale are exact also where blocks meet."""
+    slide = open_array(waves(2003, 1201), mpp=0.5)
+    image, _ = slide.thumbnail(mpp)
+    step = (2003 / image.shape[1], 1201 / image.shape[0])
+    inner = image[4:-4, 4:-4]  # the background outside takes part in the filter
+    size = (inner.shape[1] * step[0], inner.shape[0] * step[1])
+    assert position_error(inner, (4 * step[0], 4 * step[1]), size) < 0.25
+
+
 def test_slides_travel_to_other_threads_and_processes(waves: Waves, tmp_path: Path) -> None:
     path = write_pyramid(tmp_path / "a.tiff", waves(600, 500), mpp=0.5, levels=(1, 2))
     with open_slide(path) as slide:

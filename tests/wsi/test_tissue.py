@@ -236,7 +236,7 @@ def test_geojson_is_what_qupath_and_trident_write() -> None:
     mask = np.zeros((10, 12), bool)
     mask[2:8, 3:9] = True
     mask[4:6, 5:7] = False
-    found = TissueMask(mask=mask, scale_l0=(10.0, 10.0), polygons=outlines(mask, (10.0, 10.0)), area_mm2=1.0)
+    found = TissueMask(mask=mask, scale_l0=(10.0, 10.0), area_mm2=1.0)
     tree = json.loads(to_geojson(found, name="case 7"))
     assert tree["type"] == "FeatureCollection"
     assert tree["name"] == "case 7"
@@ -252,7 +252,7 @@ def test_geojson_is_what_qupath_and_trident_write() -> None:
     assert (min(y for _, y in hole), max(y for _, y in hole)) == (40, 60)
     shifted = json.loads(to_geojson(found, name="x", origin_l0=(30, 20)))
     assert shifted["features"][0]["geometry"]["coordinates"][0][0] == [exterior[0][0] - 30, exterior[0][1] - 20]
-    assert json.loads(to_geojson(TissueMask(mask=mask & False, scale_l0=(1, 1), polygons=(), area_mm2=0), name=""))
+    assert json.loads(to_geojson(TissueMask(mask=mask & False, scale_l0=(1, 1), area_mm2=0), name=""))
 
 
 @pytest.mark.parametrize(

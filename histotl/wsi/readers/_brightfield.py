@@ -15,9 +15,11 @@ its brightest and passes; so does an empty one.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from histotl.core.errors import NotBrightfieldError, SlideReadError
 from histotl.core.units import round_px
+from histotl.wsi._counts import percentiles, tally
 from histotl.wsi.readers.base import Pixels, SlideBackend
 from histotl.wsi.tiling import level_scale
 
@@ -26,6 +28,12 @@ _WHOLE_PX = 2_000_000
 
 _WINDOWS, _WINDOW_PX = 6, 192
 """Larger ones by 6 x 6 windows of 192 pixels a side."""
+
+_TILES, _TILE_PX = 5, 512
+"""Or by 5 x 5 of their own tiles where these are at most so large: each is decoded once, and whole."""
+
+_ENOUGH = 100_000
+"""Pixels, about, that are judged: of more than that, every so many rows."""
 
 _IMAGED, _LIT = 8, 32
 """Largest channel above which a pixel was imaged at all, and is lit."""
@@ -55,21 +63,27 @@ def fault_of(pixels: Pixels) -> str:
     planes = np.ascontiguousarray(pixels.T)
     high, low = planes.max(0), planes.min(0)
     imaged = high > _IMAGED
-    if imaged.sum() < 16:
+    if np.count_nonzero(imaged) < 16:
         return ""
-    spread = np.percentile((high - low)[imaged], 99.9)
-    darkest, brightest = np.percentile(high[imaged], (1, 99))
+    brightness = tally(high)
+    (spread,) = percentiles(tally((high - low)[imaged]), (99.9,))
+    darkest, brightest = percentiles(_above(brightness, _IMAGED), (1, 99))
     if spread <= 3 and brightest - darkest > 40:
         return "all three channels are equal (a single channel)"
-    lit = high > _LIT
+    lit = _above(brightness, _LIT)
     if lit.sum() < 16:
         return ""
-    black = 1 - lit.mean()
-    brightest_lit = high >= np.percentile(high[lit], 95)
+    black = 1 - float(lit.sum()) / len(high)
+    brightest_lit = high >= percentiles(lit, (95,))[0]
     paleness = np.median(low[brightest_lit] / high[brightest_lit])
     if paleness < (0.4 if black > 0.5 else 0.25) and black >= 0.2:
         return f"{black:.0%} of it is black and the brightest parts are strongly coloured (fluorescence)"
     return ""
+
+
+def _above(counts: npt.NDArray[np.intp], level: int) -> npt.NDArray[np.intp]:
+    """Counts of grey levels, with those up to one left out."""
+    return np.where(np.arange(len(counts)) > level, counts, 0)
 
 
 def _sample(backend: SlideBackend) -> Pixels:
@@ -78,14 +92,36 @@ def _sample(backend: SlideBackend) -> Pixels:
     small = [index for index, level in enumerate(levels) if level.width * level.height <= _WHOLE_PX]
     if small:
         level = levels[small[0]]
-        return backend.read_region(0, 0, small[0], level.width, level.height).reshape(-1, 3)
+        return _thinned([backend.read_region(0, 0, small[0], level.width, level.height)])
     coarsest = min(range(len(levels)), key=lambda index: levels[index].width * levels[index].height)
     level, (scale_x, scale_y) = levels[coarsest], level_scale(backend.info, coarsest)
-    width, height = min(_WINDOW_PX, level.width), min(_WINDOW_PX, level.height)
-    windows = []
-    for part_y in np.linspace(0, 1, _WINDOWS):
-        for part_x in np.linspace(0, 1, _WINDOWS):
-            x_l0 = round_px(int(part_x * (level.width - width)) * scale_x)
-            y_l0 = round_px(int(part_y * (level.height - height)) * scale_y)
-            windows.append(backend.read_region(x_l0, y_l0, coarsest, width, height).reshape(-1, 3))
-    return np.concatenate(windows)
+    tiles = backend.tiled(coarsest)
+    if tiles is not None and max(tiles.tile_size) <= _TILE_PX:
+        columns = _spread(level.width, tiles.tile_size[0], _TILES, whole_tiles=True)
+        rows = _spread(level.height, tiles.tile_size[1], _TILES, whole_tiles=True)
+    else:
+        columns = _spread(level.width, _WINDOW_PX, _WINDOWS, whole_tiles=False)
+        rows = _spread(level.height, _WINDOW_PX, _WINDOWS, whole_tiles=False)
+    return _thinned(
+        [
+            backend.read_region(round_px(left * scale_x), round_px(top * scale_y), coarsest, width, height)
+            for top, height in rows
+            for left, width in columns
+        ]
+    )
+
+
+def _spread(length: int, side: int, count: int, *, whole_tiles: bool) -> list[tuple[int, int]]:
+    """Begin and length of at most so many intervals spread evenly over a line, from its beginning to its end."""
+    if whole_tiles:
+        last = (length - 1) // side
+        begins = [round_px(index * last / (count - 1)) * side for index in range(count)]
+    else:
+        begins = [int(index / (count - 1) * max(length - side, 0)) for index in range(count)]
+    return [(begin, min(side, length - begin)) for begin in dict.fromkeys(begins)]
+
+
+def _thinned(pictures: list[Pixels]) -> Pixels:
+    pixels = sum(picture.shape[0] * picture.shape[1] for picture in pictures)
+    every = max(1, pixels // _ENOUGH)
+    return np.concatenate([picture[::every].reshape(-1, 3) for picture in pictures])

@@ -55,7 +55,7 @@ def touching(candidate: Mask, seed: Mask) -> Mask:
 
 
 def touching_cells(candidate: Mask, seed: Mask) -> Mask:
-    """As :func:`touching`, but parts that lie in neighbouring cells of 2 x 2 pixels are connected: in a quarter of the time.
+    """As :func:`touching`, but parts that lie in neighbouring cells of 2 x 2 pixels are connected: much quicker.
 
     Args:
         candidate: The mask.
@@ -75,10 +75,10 @@ def repeated(mask: Mask, factor: int) -> Mask:
 def _any_of_cell(mask: Mask) -> Mask:
     import cv2
 
-    white = mask.view(np.uint8) * 255
+    white: npt.NDArray[np.uint8] = mask.view(np.uint8) * 255
     below, beside = mask.shape[0] % 2, mask.shape[1] % 2
     if below or beside:
-        white = cv2.copyMakeBorder(white, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=(0,))
+        white = np.asarray(cv2.copyMakeBorder(white, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=(0,)), np.uint8)
     return np.asarray(cv2.resize(white, (white.shape[1] // 2, white.shape[0] // 2), interpolation=cv2.INTER_AREA) > 0)
 
 

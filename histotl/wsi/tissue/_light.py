@@ -28,10 +28,10 @@ _GLASS_DARKEST = 150
 """Smallest channel above which a pixel may be glass."""
 
 _NEUTRAL = 10
-"""Where the mean density is this many times the spread, something grey is dense: black ink, a particle."""
+"""Where the least density is this many times the spread, something grey is dense: black ink, a particle."""
 
 _DENSE = UNIT // 5
-"""Mean density above which something grey is dense; thinner shadows have no colour that could pass for tissue."""
+"""Least density above which something grey is dense; thinner shadows have no colour that could pass for tissue."""
 
 _BAND_PX = 40_000
 """Pixels that are worked on at a time, so that what lies between picture and result stays in the processor's cache."""
@@ -75,14 +75,14 @@ def measure(image: Pixels, *, sigma_px: float, every: int) -> Light:
     colour, dark = np.empty(shape, np.int16), np.empty(shape, bool)
     grey, inked = np.empty(shape, bool), np.empty(shape, bool)
     for band in _bands(shape, whole=sigma_px > 0.3):
-        planes = cv2.split(image[band])
+        planes = _planes(image[band])
         np.less(cv2.max(cv2.max(planes[0], planes[1]), planes[2]), _BLACK, out=dark[band])
-        density = [_smoothed(cv2.LUT(plane, table), sigma_px) for plane, table in zip(planes, tables, strict=True)]
-        red, green, blue = density
-        weakest, strongest = cv2.min(red, blue), cv2.max(cv2.max(red, green), blue)
-        np.subtract(strongest, cv2.min(weakest, green), out=colour[band])
-        grey[band] = _is_grey(colour[band], red, green, blue)
-        inked[band] = _is_inked(red, green, blue, weakest)
+        red, green, blue = (_densities(plane, table, sigma_px) for plane, table in zip(planes, tables, strict=True))
+        weaker = np.minimum(red, blue)
+        least = np.minimum(weaker, green)
+        np.subtract(cv2.max(cv2.max(red, green), blue), least, out=colour[band])
+        grey[band] = _is_grey(colour[band], least)
+        inked[band] = _is_inked(red, green, blue, weaker)
     level, noise = _on_glass(colour[rows][glass])
     return Light(colour=colour, level=level, noise=noise, dark=dark, grey=grey, inked=inked)
 
@@ -100,22 +100,29 @@ def _density_of_level(white: float) -> Density:
     return density
 
 
-def _smoothed(plane: Density, sigma_px: float) -> Density:
+def _planes(image: Pixels) -> list[Plane]:
     import cv2
 
-    if sigma_px <= 0.3:
-        return plane
-    side = 2 * int(4 * sigma_px + 0.5) + 1
-    return np.asarray(cv2.GaussianBlur(plane, (side, side), sigma_px, borderType=cv2.BORDER_REPLICATE), np.int16)
+    return [np.asarray(plane, np.uint8) for plane in cv2.split(image)]
 
 
-def _is_grey(colour: Density, red: Density, green: Density, blue: Density) -> Mask:
-    total = red + green + blue
+def _densities(plane: Plane, table: Density, sigma_px: float) -> Density:
+    """Densities of one channel, smoothed."""
+    import cv2
+
+    density = cv2.LUT(plane, table)
+    if sigma_px > 0.3:
+        side = 2 * int(4 * sigma_px + 0.5) + 1
+        density = cv2.GaussianBlur(density, (side, side), sigma_px, borderType=cv2.BORDER_REPLICATE)
+    return np.asarray(density, np.int16)
+
+
+def _is_grey(colour: Density, least: Density) -> Mask:
     # Where the spread is so large, nothing is grey; without the limit the numbers would not fit.
-    spread = np.minimum(colour, UNIT // 4)
-    spread *= 3 * _NEUTRAL
-    grey: Mask = spread < total
-    grey &= total > 3 * _DENSE
+    spread = np.minimum(colour, UNIT // 2)
+    spread *= _NEUTRAL
+    grey: Mask = spread < least
+    grey &= least > _DENSE
     return grey
 
 
@@ -140,9 +147,9 @@ def _is_inked(red: Density, green: Density, blue: Density, weaker: Density) -> M
     maybe |= blueish
     places = np.flatnonzero(maybe)
     if len(places):
-        red, green, blue, weaker = (plane.ravel()[places].astype(np.int32) for plane in (red, green, blue, weaker))
-        is_green = (weaker > 12 * UNIT // 100) & (10 * green < 7 * weaker)
-        is_blue = (red > 35 * UNIT // 100) & (20 * red > 23 * green) & (10 * blue < 4 * red)
+        r, g, b, rb = (plane.ravel()[places].astype(np.int32) for plane in (red, green, blue, weaker))
+        is_green = (rb > 12 * UNIT // 100) & (10 * g < 7 * rb)
+        is_blue = (r > 35 * UNIT // 100) & (20 * r > 23 * g) & (10 * b < 4 * r)
         maybe.ravel()[places] = is_green | is_blue
     return maybe
 
@@ -162,11 +169,9 @@ def _glass(image: Pixels) -> tuple[list[float], Mask]:
     Glass is the brightest of what is frequent and nearly neutral. A picture without any (tissue from border to border)
     is measured against white.
     """
-    import cv2
-
-    planes = cv2.split(image)
-    low = cv2.min(cv2.min(planes[0], planes[1]), planes[2])
-    high = cv2.max(cv2.max(planes[0], planes[1]), planes[2])
+    planes = _planes(image)
+    low = np.minimum(np.minimum(planes[0], planes[1]), planes[2])
+    high = np.maximum(np.maximum(planes[0], planes[1]), planes[2])
     neutral = (high - low < _GLASS_CHROMA) & (low > _GLASS_DARKEST)
     counts = _counts(low, neutral)
     if counts.sum() < 0.002 * neutral.size:

@@ -35,7 +35,7 @@ _FRINGE_UM = 30.0
 _FINE_PX = 1_500_000
 """Pictures up to this size are measured at their own pixels: there the borders of tissue weigh more, and time less."""
 
-_GLASS_PX = 200_000
+_GLASS_PX = 100_000
 """Pixels of larger ones, about, that the colour of the glass is taken from."""
 
 _PALE = 24
@@ -149,7 +149,8 @@ def _between_pixels(colour: Density, tissue: Mask, coloured: Mask, factor: int, 
     gaps *= 2 * _PALE
     cv2.max(level, gaps, dst=level)
     size = (level.shape[1] * factor, level.shape[0] * factor)
-    return np.asarray(cv2.resize(level, size, interpolation=cv2.INTER_CUBIC) > _PALE)
+    fine = cv2.resize(level, size, interpolation=cv2.INTER_CUBIC)
+    return np.greater(fine, _PALE, out=fine.view(np.bool_))
 
 
 def _blocked(light: Light, mpp: float) -> Mask | None:
