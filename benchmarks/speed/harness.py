@@ -195,7 +195,7 @@ def _timing(case: Case, key: str, ours: list[Measured], reference: list[Measured
         ours_cpu=statistics.median(m.cpu for m in ours),
         reference_cpu=statistics.median(m.cpu for m in reference) * case.scale,
     )
-    ratio = statistics.median(ratios)
+    ratio = float(statistics.median(ratios))
     return Timing(
         key=key,
         name=case.name,

@@ -31,7 +31,17 @@ def compiled(whole: torch.nn.Module, example: torch.Tensor, name: str, threads: 
     if example.device.type == "cpu":
         # Frozen weights are folded (batch norm into convolutions) and packed once.
         options = {"freezing": True, "cpp.threads": threads}
-    run = torch.compile(whole, dynamic=False, fullgraph=False, options=options)
+    step = torch.compile(whole, dynamic=False, options=options)
+    # Compiled code is tied to more than a shape: whether a tensor was made in inference mode, for one. So it always
+    # sees this one tensor, in one mode, and never compiles again in the middle of a run.
+    with torch.inference_mode(mode=False):
+        fixed = torch.empty_like(example)
+
+    def run(tiles: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            features: torch.Tensor = step(fixed.copy_(tiles))
+            return features
+
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -87,7 +97,8 @@ def in_onnxruntime(whole: torch.nn.Module, example: torch.Tensor, name: str, thr
     runtime = _import("onnxruntime", extra="onnxruntime")
     states = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
     refusals = tuple(
-        getattr(states, kind) for kind in ("Fail", "InvalidGraph", "InvalidArgument", "NotImplemented", "RuntimeException")
+        getattr(states, kind)
+        for kind in ("Fail", "InvalidGraph", "InvalidArgument", "NotImplemented", "RuntimeException")
     )
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads

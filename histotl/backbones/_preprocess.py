@@ -92,7 +92,7 @@ def _affine_by_pieces(
 ) -> torch.Tensor:
     """Write ``shift + scale * levels`` into ``out``; a few tiles at a time, so that their floats are still in cache."""
     step = max(1, _PIECE // max(1, levels.shape[1] * levels.shape[2]))
-    for source, target in zip(levels.split(step), out.split(step), strict=True):
+    for source, target in zip(torch.split(levels, step), torch.split(out, step), strict=True):
         floats = target.copy_(source) if target.dtype == torch.float32 else source.to(torch.float32)
         torch.addcmul(shift, floats, scale, out=target)
     return out

@@ -73,7 +73,7 @@ class RuntimeEmbedder:
         """Embed uint8 RGB (b, h, w, 3) into float32 (b, dim)."""
         fitted = fit(tiles, self.card).contiguous()
         with self.lock:
-            parts = [self._run_padded(part) for part in fitted.split(self.batch_size) if len(part)]
+            parts = [self._run_padded(part) for part in torch.split(fitted, self.batch_size) if len(part)]
         if not parts:
             return torch.zeros(0, self.card.dim, device=tiles.device)
         return torch.cat(parts) if len(parts) > 1 else parts[0]

@@ -34,7 +34,7 @@ _SAME_PX = 0.02
 """Output pixels that a tile may be shifted by (source pixels when enlarging); nothing that can be measured in it."""
 
 _HALO_MAX = 0.4
-"""Longest part of a region that is cut off, in sides of a tile: twice the work, which Pillow still takes longer than."""
+"""Longest part of a region that is cut off, in sides of a tile: twice the work, and still less than Pillow needs."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -32,7 +32,10 @@ _TOGETHER_BYTES = 640 * 1024
 """Source pixels that are resampled with one call: several small tiles, as long as a core's cache holds them."""
 
 _UNIT_TILES = 32
-"""Tiles of a grid that are read together when more are asked for at once."""
+"""Tiles of a grid that are read together, at most, when more are asked for at once."""
+
+_UNIT_SHARE = 8
+"""Part of the memory, as its inverse, that tiles read together may need: those in use are beyond its limit."""
 
 
 _Part = tuple[int, int, list[int], Pixels]
@@ -93,6 +96,8 @@ class TileReader:
         if tiled is not None:
             layout = Layout.of(self._windows, tiled, slide.info.levels[level])
             self._direct = layout, DecodedTiles(tiled, layout.uses, max_bytes)
+        area = self._windows.scale[0] * self._windows.scale[1] * side * side
+        self._unit = min(_UNIT_TILES, max(1, int(max_bytes / (_UNIT_SHARE * 3 * area))))
         self._seen = bytearray(len(grid))
         self._lock, self._mine = Lock(), local()
         self._tiles_read = self._fallback_tiles = 0
@@ -140,8 +145,8 @@ class TileReader:
         if not isinstance(rows, slice) and len(different := np.unique(wanted)) < len(wanted):
             np.take(self.read(different), np.searchsorted(different, wanted), axis=0, out=out)
             return out
-        for start in range(0, len(wanted), _UNIT_TILES):
-            stop = start + _UNIT_TILES
+        for start in range(0, len(wanted), self._unit):
+            stop = start + self._unit
             self._read_unit(wanted[start:stop], out[start:stop])
         return out
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +28,8 @@ stays exact all the same, because tiles are resampled.
 LEVEL_TOLERANCE = 0.01
 """A level may be this much coarser than wanted: 4.0002 serves as 4, resampling takes up the rest."""
 
-_BAND_ROWS = 128
-"""Rows of a mask whose summed-area table is made at a time."""
+_STRIP_ROWS = 255
+"""Rows of a mask that are added up in bytes."""
 
 _EDGE_PX = 1e-3
 """Overhang of a tile that counts as none: the noise of floating point, far below a pixel."""
@@ -155,19 +156,18 @@ def _summed_area(
 ) -> npt.NDArray[np.float64]:
     """Pixels of a mask above each of some rows and left of each of some columns: float64 (rows, columns).
 
-    The table of the whole mask would be four times its size; it is made a band at a time.
+    The table of the whole mask would be four times its size; only the rows wanted are made.
     """
     import cv2  # heavy, and most users of this geometry have no mask
 
-    picked = np.zeros((len(rows), len(columns)))
-    above = np.zeros(len(columns))
-    for top in range(0, mask.shape[0], _BAND_ROWS):
-        band = np.ascontiguousarray(mask[top : top + _BAND_ROWS]).view(np.uint8)
-        table = cv2.integral(band, sdepth=cv2.CV_32S)
-        here = slice(*np.searchsorted(rows, (top + 1, top + len(band) + 1)))
-        picked[here] = above + table[np.ix_(rows[here] - top, columns)]
-        above += table[-1, columns]
-    return picked
+    # Rows between two of those wanted are added up first; in a byte, so at most 255 at a time.
+    edges = np.unique(np.concatenate([rows, np.arange(0, mask.shape[0], _STRIP_ROWS)]))
+    pixels = np.ascontiguousarray(mask).view(np.uint8)
+    strips = np.zeros((len(edges), mask.shape[1]), np.uint8)
+    for index, (top, bottom) in enumerate(pairwise(edges.tolist())):
+        np.add.reduce(pixels[top:bottom], axis=0, dtype=np.uint8, out=strips[index])
+    table = cv2.integral(strips, sdepth=cv2.CV_64F)
+    return np.asarray(table[np.ix_(np.searchsorted(edges, rows), columns)], np.float64)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -190,7 +190,7 @@ class _Ends:
     def of(cls, begin: npt.NDArray[np.float64], end: npt.NDArray[np.float64], last: int) -> _Ends:
         position = np.clip(np.stack([begin, end]), 0, last)
         below = position.astype(np.int64)
-        both = np.stack([below, np.minimum(below + 1, last)])
+        both = np.stack([below, np.minimum(below + (position > below), last)])
         needed, place = np.unique(both, return_inverse=True)
         low, high = place.reshape(both.shape)
         return cls(needed=needed, below=low, above=high, part=(position - below)[..., None])

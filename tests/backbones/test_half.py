@@ -26,7 +26,9 @@ def test_features_stay_those_of_autocast(model: str, tiles: torch.Tensor) -> Non
     plain, held = (create("backbone", f"timm/{model}(weights='random')").load(CPU) for _ in range(2))
     assert hold_half(held, torch.bfloat16) is held
     assert torch.equal(embed(held, tiles), embed(plain, tiles))
-    kinds = {type(m): m.weight.dtype for m in held.module.modules() if isinstance(getattr(m, "weight", None), nn.Parameter)}
+    kinds = {
+        type(m): m.weight.dtype for m in held.module.modules() if isinstance(getattr(m, "weight", None), nn.Parameter)
+    }
     assert kinds.pop(nn.Conv2d) == torch.bfloat16
     assert kinds.pop(nn.Linear, torch.bfloat16) == torch.bfloat16
     assert set(kinds.values()) == {torch.float32}  # normalisation layers

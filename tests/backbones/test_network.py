@@ -71,9 +71,8 @@ def test_threads_have_memory_of_their_own() -> None:
     def work(index: int) -> None:
         together.wait()
         with torch.inference_mode():
-            for _ in range(50):
-                if not torch.equal(embedder(batches[index]), wanted[index]):
-                    wrong.append(index)
+            same = [torch.equal(embedder(batches[index]), wanted[index]) for _ in range(50)]
+        wrong.extend(index for good in same if not good)
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(len(batches))]
     for thread in threads:

@@ -149,7 +149,7 @@ def test_only_networks_can_be_given_away(runtime: str) -> None:
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("more", [{"device": torch.device("cuda", 1)}, {"half": torch.bfloat16}], ids=["cuda", "bf16"])
 def test_optional_libraries_run_on_a_cpu_in_fp32(runtime: str, more: dict[str, object]) -> None:
-    with pytest.raises(UsageError, match="runs on a CPU in fp32, not on (cuda:1 in fp32|cpu in bfloat16)"):
+    with pytest.raises(UsageError, match=r"runs on a CPU in fp32, not on (cuda:1 in fp32|cpu in bfloat16)"):
         use(small(), runtime, **more)
 
 

@@ -29,8 +29,8 @@ _WHOLE_PX = 2_000_000
 _WINDOWS, _WINDOW_PX = 6, 192
 """Larger ones by 6 x 6 windows of 192 pixels a side."""
 
-_TILES, _TILE_PX = 5, 512
-"""Or by 5 x 5 of their own tiles where these are at most so large: each is decoded once, and whole."""
+_TILES, _TILE_PX = 4, 512
+"""Or by 4 x 4 of their own tiles where these are at most so large: each is decoded once, and whole."""
 
 _ENOUGH = 100_000
 """Pixels, about, that are judged: of more than that, every so many rows."""

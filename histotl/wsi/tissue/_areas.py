@@ -61,7 +61,7 @@ def touching_cells(candidate: Mask, seed: Mask) -> Mask:
         candidate: The mask.
         seed: Inside it.
     """
-    cells = touching(_any_of_cell(candidate), _any_of_cell(seed))
+    cells = touching(any_of_cell(candidate), any_of_cell(seed))
     return candidate & repeated(cells, 2)[: candidate.shape[0], : candidate.shape[1]]
 
 
@@ -72,7 +72,8 @@ def repeated(mask: Mask, factor: int) -> Mask:
     return wide.repeat(factor, 0)
 
 
-def _any_of_cell(mask: Mask) -> Mask:
+def any_of_cell(mask: Mask) -> Mask:
+    """Cells of 2 x 2 pixels, those cut by the border too, in which there is any of a mask."""
     import cv2
 
     white: npt.NDArray[np.uint8] = mask.view(np.uint8) * 255

@@ -15,8 +15,11 @@ Plane = npt.NDArray[np.uint8]
 Density = npt.NDArray[np.int16]
 Mask = npt.NDArray[np.bool_]
 
-UNIT = 4000
-"""Steps of the whole numbers that stand for a density of 1; a grey level is 7 or more, black on glass 9,600."""
+UNIT = 1200
+"""Grey levels that stand for a spread of density of 1: the pale half of H&E has its own level each, darker ones one."""
+
+_FINE = 4000
+"""Steps of the whole numbers that stand for a density of 1 while it is measured; a grey level is 7 or more."""
 
 _BLACK = 40
 """Pixels whose largest channel is below this were not imaged, or lie under opaque dirt."""
@@ -30,10 +33,16 @@ _GLASS_DARKEST = 150
 _NEUTRAL = 10
 """Where the least density is this many times the spread, something grey is dense: black ink, a particle."""
 
-_DENSE = UNIT // 5
+_DENSE = 0.2
 """Least density above which something grey is dense; thinner shadows have no colour that could pass for tissue."""
 
-_BAND_PX = 40_000
+_INK_WEAKER, _INK_RED = 0.12, 0.35
+"""Least densities of ink: of green ink the smaller one in red and in blue, of blue ink the one in red."""
+
+_LEAST_SIGMA_PX = 0.3
+"""Gaussians below this change nothing worth the time."""
+
+_BAND_PX = 60_000
 """Pixels that are worked on at a time, so that what lies between picture and result stays in the processor's cache."""
 
 
@@ -42,8 +51,8 @@ class Light:
     """The spread of the optical densities ``-log10(I / I_glass)`` of a picture, and what it must not be judged by.
 
     Args:
-        colour: int16 (h, w): largest minus smallest density in steps of 1/``UNIT``; 0 for glass, dirt and shadow,
-            however dark.
+        colour: uint8 (h, w): largest minus smallest density in steps of 1/``UNIT``; 0 for glass, dirt and shadow,
+            however dark, and 255 for all that is surely coloured.
         level: Median of ``colour`` on glass.
         noise: Standard deviation of ``colour`` on glass.
         dark: bool (h, w): not imaged, or under opaque dirt.
@@ -51,7 +60,7 @@ class Light:
         inked: bool (h, w): of the colour of green or blue ink.
     """
 
-    colour: Density
+    colour: Plane
     level: float
     noise: float
     dark: Mask
@@ -71,32 +80,34 @@ def measure(image: Pixels, *, sigma_px: float, every: int) -> Light:
 
     shape, rows = image.shape[:2], slice(None, None, every)
     white, glass = _glass(image[rows])
-    tables = [_density_of_level(level) for level in white]
-    colour, dark = np.empty(shape, np.int16), np.empty(shape, bool)
-    grey, inked = np.empty(shape, bool), np.empty(shape, bool)
-    for band in _bands(shape, whole=sigma_px > 0.3):
+    tables = [_table(level) for level in white]
+    colour, on_glass = np.empty(shape, np.uint8), []
+    dark, grey, inked = (np.empty(shape, bool) for _ in range(3))
+    for band in _bands(shape, every, whole=sigma_px > _LEAST_SIGMA_PX):
         planes = _planes(image[band])
         np.less(cv2.max(cv2.max(planes[0], planes[1]), planes[2]), _BLACK, out=dark[band])
         red, green, blue = (_densities(plane, table, sigma_px) for plane, table in zip(planes, tables, strict=True))
         weaker = np.minimum(red, blue)
         least = np.minimum(weaker, green)
-        np.subtract(cv2.max(cv2.max(red, green), blue), least, out=colour[band])
-        grey[band] = _is_grey(colour[band], least)
+        spread = np.maximum(np.maximum(red, green), blue) - least
+        cv2.convertScaleAbs(spread, dst=colour[band], alpha=UNIT / _FINE)
+        on_glass.append(spread[::every][glass[band.start // every :][: -(-len(spread) // every)]])
+        grey[band] = _is_grey(spread, least)
         inked[band] = _is_inked(red, green, blue, weaker)
-    level, noise = _on_glass(colour[rows][glass])
+    level, noise = (value * UNIT / _FINE for value in _median_and_noise(np.concatenate(on_glass)))
     return Light(colour=colour, level=level, noise=noise, dark=dark, grey=grey, inked=inked)
 
 
-def _bands(shape: tuple[int, ...], *, whole: bool) -> Iterator[slice]:
-    """Rows to work on at a time; all of them when each row depends on others."""
-    height = shape[0] if whole else max(1, _BAND_PX // shape[1])
+def _bands(shape: tuple[int, ...], every: int, *, whole: bool) -> Iterator[slice]:
+    """Rows to work on at a time, a multiple of some number; all of them when each row depends on others."""
+    height = shape[0] if whole else max(1, _BAND_PX // shape[1] // every) * every
     for top in range(0, shape[0], height):
         yield slice(top, top + height)
 
 
-def _density_of_level(white: float) -> Density:
+def _table(white: float) -> Density:
     # 1 is added so that black has a density; it is far below the noise of bright pixels.
-    density: Density = np.rint(-UNIT * np.log10((np.arange(256) + 1) / (white + 1))).astype(np.int16)
+    density: Density = np.rint(-_FINE * np.log10((np.arange(256) + 1) / (white + 1))).astype(np.int16)
     return density
 
 
@@ -111,18 +122,18 @@ def _densities(plane: Plane, table: Density, sigma_px: float) -> Density:
     import cv2
 
     density = cv2.LUT(plane, table)
-    if sigma_px > 0.3:
+    if sigma_px > _LEAST_SIGMA_PX:
         side = 2 * int(4 * sigma_px + 0.5) + 1
         density = cv2.GaussianBlur(density, (side, side), sigma_px, borderType=cv2.BORDER_REPLICATE)
     return np.asarray(density, np.int16)
 
 
-def _is_grey(colour: Density, least: Density) -> Mask:
+def _is_grey(spread: Density, least: Density) -> Mask:
     # Where the spread is so large, nothing is grey; without the limit the numbers would not fit.
-    spread = np.minimum(colour, UNIT // 2)
-    spread *= _NEUTRAL
-    grey: Mask = spread < least
-    grey &= least > _DENSE
+    limited = np.minimum(spread, _FINE // 2)
+    limited *= _NEUTRAL
+    grey: Mask = limited < least
+    grey &= least > int(_DENSE * _FINE)
     return grey
 
 
@@ -141,25 +152,25 @@ def _is_inked(red: Density, green: Density, blue: Density, weaker: Density) -> M
     """
     # A quick look first, which few pixels of tissue pass.
     maybe = weaker > green
-    maybe &= weaker > 12 * UNIT // 100
-    blueish = red > 35 * UNIT // 100
+    maybe &= weaker > int(_INK_WEAKER * _FINE)
+    blueish = red > int(_INK_RED * _FINE)
     blueish &= red > green
     maybe |= blueish
     places = np.flatnonzero(maybe)
     if len(places):
-        r, g, b, rb = (plane.ravel()[places].astype(np.int32) for plane in (red, green, blue, weaker))
-        is_green = (rb > 12 * UNIT // 100) & (10 * g < 7 * rb)
-        is_blue = (r > 35 * UNIT // 100) & (20 * r > 23 * g) & (10 * b < 4 * r)
+        r, g, b, rb = (plane.ravel()[places].astype(np.float32) for plane in (red, green, blue, weaker))
+        is_green = (rb > _INK_WEAKER * _FINE) & (g < 0.7 * rb)
+        is_blue = (r > _INK_RED * _FINE) & (r > 1.15 * g) & (b < 0.4 * r)
         maybe.ravel()[places] = is_green | is_blue
     return maybe
 
 
-def _on_glass(colour: Density) -> tuple[float, float]:
+def _median_and_noise(spread: Density) -> tuple[float, float]:
     """Median and standard deviation of the spread on glass; zeros where there is hardly any glass."""
-    if len(colour) < 64:
+    if len(spread) < 64:
         return 0.0, 0.0
     # The noise is taken from the lower half: pale tissue that was taken for glass lies in the upper one.
-    low, level = percentiles(tally(colour), (16, 50))
+    low, level = percentiles(tally(spread), (16, 50))
     return level, level - low
 
 

@@ -13,6 +13,7 @@ from histotl.wsi.readers.base import Pixels
 from histotl.wsi.tissue._areas import (
     Areas,
     Mask,
+    any_of_cell,
     close_gaps,
     diamond,
     px,
@@ -21,7 +22,7 @@ from histotl.wsi.tissue._areas import (
     touching,
     touching_cells,
 )
-from histotl.wsi.tissue._light import UNIT, Density, Light, measure
+from histotl.wsi.tissue._light import UNIT, Light, Plane, measure
 
 _BLACK_UM = 80.0
 """Dark areas at least twice this wide were not scanned."""
@@ -96,7 +97,7 @@ class Hysteresis:
         closed = close_gaps(grown, max(1, round(self.close_um / coarse_mpp / 2)))
         if blocked is not None:
             closed &= ~blocked
-        closed = _without_edge_fringes(closed, coarse_mpp)
+        closed = _without_edge_fringes(closed, coarse_mpp, in_cells=factor > 1)
         if factor == 1:
             return closed
         fine = _between_pixels(light.colour, closed, coloured, factor, pale)
@@ -128,11 +129,11 @@ def _shrink(image: Pixels, factor: int) -> Pixels:
     return np.asarray(small, np.uint8)
 
 
-def _between_pixels(colour: Density, tissue: Mask, coloured: Mask, factor: int, pale: int) -> Mask:
+def _between_pixels(colour: Plane, tissue: Mask, coloured: Mask, factor: int, pale: int) -> Mask:
     """Tissue at finer pixels: where the colour between coarse ones, interpolated, is above that of pale tissue.
 
     Args:
-        colour: int16 (h, w).
+        colour: uint8 (h, w).
         tissue: bool (h, w), with its gaps closed.
         coloured: bool (h, w): where ``colour`` is above ``pale``; outside tissue such colour counts as none.
         factor: Fine pixels to a coarse one.
@@ -179,10 +180,20 @@ def _ink(inked: Mask, mpp: float) -> Mask | None:
     return diamond(touching(inked, core), px(24, mpp)) if core.any() else None
 
 
-def _without_edge_fringes(tissue: Mask, mpp: float) -> Mask:
-    """Drop thin strips along the picture's border: the coloured fringe of the slide's edge, not tissue."""
+def _without_edge_fringes(tissue: Mask, mpp: float, *, in_cells: bool) -> Mask:
+    """Drop thin strips along the picture's border: the coloured fringe of the slide's edge, not tissue.
+
+    Args:
+        tissue: The mask.
+        mpp: Of its pixels.
+        in_cells: Take parts in neighbouring cells of 2 x 2 pixels for connected, which is quicker.
+    """
     if not reaches_border(tissue):
         return tissue
-    areas = Areas(tissue)
-    fringe = areas.at_border() & ~areas.that_hold(diamond(tissue, -px(_FRINGE_UM, mpp)))
-    return areas.only(~fringe)
+    thick = diamond(tissue, -px(_FRINGE_UM, mpp))
+    areas = Areas(any_of_cell(tissue) if in_cells else tissue)
+    fringe = areas.at_border() & ~areas.that_hold(any_of_cell(thick) if in_cells else thick)
+    if not fringe.any():
+        return tissue
+    kept = areas.only(~fringe)
+    return tissue & repeated(kept, 2)[: tissue.shape[0], : tissue.shape[1]] if in_cells else kept
