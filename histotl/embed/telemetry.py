@@ -66,6 +66,7 @@ class Telemetry:
         readers: Threads that read.
         planners: Threads that opened and planned.
         compute_threads: Threads of the network on a CPU.
+        decoder: What decoded JPEG tiles: ``cpu``, or ``nvjpeg`` where any slide's went to the GPU.
         jpeg_tiles: Compressed tiles of the files that were decoded directly.
         fallback_tiles: Tiles read region by region, because the format or a missing tile does not allow more.
         mbytes_read: Compressed megabytes fetched directly.
@@ -84,6 +85,7 @@ class Telemetry:
     readers: int
     planners: int
     compute_threads: int
+    decoder: str = "cpu"
     jpeg_tiles: int = 0
     fallback_tiles: int = 0
     mbytes_read: float = 0.0
@@ -115,7 +117,8 @@ def _bottleneck(run: Telemetry) -> str:
     transform, forward = run.seconds.get("transform", 0.0), run.seconds.get("forward", 0.0)
     if transform > forward:
         return f"stain normalisation: {transform / run.wall_s:.0%} of the time; --stain none, or a GPU"
-    cure = "--compile, or a larger GPU" if on_gpu else "--compile, --runtime openvino for convolutional nets, or a GPU"
+    cpu = "--runtime openvino or --compile, --precision bf16 where the CPU has units for it, or a GPU"
+    cure = "--compile, or a larger GPU" if on_gpu else cpu
     return f"the network: {run.device} was busy {run.device_busy:.0%} of the time; {cure}"
 
 
@@ -130,7 +133,8 @@ def _hungry(run: Telemetry, waited: float) -> str:
         return f"reading the files: {told}; copy the slides to a local disk, or --workers {2 * run.readers}"
     if run.fallback_tiles > run.jpeg_tiles:
         return f"decoding through the slide library: {told}; --workers {run.readers + 1}, or tiled JPEG slides"
-    return f"decoding: {told}; --workers {run.readers + 1}, where there are cores, or --decode nvjpeg on a GPU"
+    more = f"--workers {run.readers + 1}, where there are cores"
+    return f"decoding: {told}; {more}" + (", or --decode nvjpeg on a GPU" if run.decoder == "cpu" else "")
 
 
 def peak_rss_mb() -> float:
