@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Idle OpenMP threads must sleep: spinning ones slow the readers beside them by an order of magnitude.
 export OMP_WAIT_POLICY := PASSIVE
+# One cheap pass over a small picture is no work for a pool of threads beside the readers.
+export OPENCV_FOR_THREADS_NUM := 1
 export NO_ALBUMENTATIONS_UPDATE := 1
 
 .PHONY: help setup demo test lint format bench clean

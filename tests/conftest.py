@@ -7,6 +7,7 @@ from pathlib import Path
 
 # As the command line does, and before torch is loaded: spinning OpenMP threads slow the reader threads beside them.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import pytest

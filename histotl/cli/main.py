@@ -13,6 +13,7 @@ from collections.abc import Sequence
 # Before torch is loaded anywhere: idle OpenMP threads must sleep, since spinning ones slow the readers beside them by
 # an order of magnitude; and albumentations must not ask the internet for its newest version.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError

@@ -29,19 +29,21 @@ _GPU_MEMORY = 0.8
 class BatchTuner:
     """Finds the batch size of a CPU on the real batches of the run, so that no work is wasted.
 
-    Each size is tried on a few batches, from the smallest up, until a larger one is no faster.
+    Begins with a size in the middle and climbs: the neighbours of the best size so far are tried on a few batches each,
+    until both are known to be no faster.
 
     Args:
         sizes: Ascending.
         tiles: Tiles that a size is judged by, after its first batch.
+        first: The size to begin with; the largest when it is not among them.
     """
 
-    def __init__(self, sizes: Sequence[int], *, tiles: int = 64) -> None:
+    def __init__(self, sizes: Sequence[int], *, tiles: int = 64, first: int = 32) -> None:
         self._sizes, self._judged_by = list(sizes), tiles
-        self.batch_size = self._sizes.pop(0)
-        self._best, self._best_rate = self.batch_size, 0.0
+        self.batch_size = first if first in self._sizes else self._sizes[-1]
+        self._rates: dict[int, float] = {}
         self._seen, self._tiles, self._seconds = 0, 0, 0.0
-        self._settled = not self._sizes
+        self._settled = len(self._sizes) == 1
 
     def observe(self, n_tiles: int, seconds: float) -> None:
         """Tell how long a batch took; changes ``batch_size`` when enough is known."""
@@ -52,19 +54,18 @@ class BatchTuner:
             return  # the first batch of a size also pays for new memory
         self._tiles, self._seconds = self._tiles + n_tiles, self._seconds + seconds
         if self._tiles >= self._judged_by:
-            self._judge(self._tiles / max(self._seconds, 1e-9))
+            self._rates[self.batch_size] = self._tiles / max(self._seconds, 1e-9)
+            self._seen, self._tiles, self._seconds = 0, 0, 0.0
+            self._climb()
 
-    def _judge(self, rate: float) -> None:
-        if rate >= self._best_rate * _GAIN:
-            self._best, self._best_rate = self.batch_size, rate
-        else:
-            self._settled = True
-        if self._settled or not self._sizes:
-            self._settled, self.batch_size = True, self._best
-            log.debug("batches of %d tiles: %.0f tiles/s", self._best, self._best_rate)
-            return
-        self.batch_size = self._sizes.pop(0)
-        self._seen, self._tiles, self._seconds = 0, 0, 0.0
+    def _climb(self) -> None:
+        best = max(self._rates, key=lambda size: self._rates[size])
+        place = self._sizes.index(best)
+        unknown = [size for size in self._sizes[max(0, place - 1) : place + 2] if size not in self._rates]
+        self._settled = not unknown
+        self.batch_size = unknown[0] if unknown else best
+        if self._settled:
+            log.debug("batches of %d tiles: %s", best, {size: round(rate) for size, rate in self._rates.items()})
 
 
 def choose_batches(

@@ -69,7 +69,7 @@ def draw_preview(
         cv2.polylines(picture, list(corners.reshape(-1, 4, 2).astype(np.int32)), isClosed=True, color=_GRID)
     rings = [ring for polygon in polygons for ring in (polygon.exterior, *polygon.holes)]
     lines = [np.floor(ring / scale_l0).astype(np.int32) for ring in rings]
-    width = max(1, round(max(image.shape[:2]) / 500))
+    width = max(1, max(image.shape[:2]) // 500)
     cv2.polylines(picture, lines, isClosed=False, color=_OUTLINE, thickness=width)
     return picture
 

@@ -111,14 +111,16 @@ def run_tuner(rates: dict[int, float]) -> int:
 
 
 def test_the_fastest_batch_size_is_found():
-    assert run_tuner({8: 100, 16: 150, 32: 120, 64: 300}) == 16  # it stops at the first that is no faster
-    assert run_tuner({8: 100, 16: 150, 32: 180, 64: 300}) == 64
-    assert run_tuner({8: 100, 16: 101, 32: 500}) == 8
+    assert run_tuner({8: 100, 16: 110, 32: 120, 64: 300}) == 64
+    assert run_tuner({8: 100, 16: 150, 32: 120, 64: 110}) == 16
+    assert run_tuner({8: 300, 16: 150, 32: 120, 64: 110}) == 8
+    assert run_tuner({8: 300, 16: 100, 32: 120, 64: 110}) == 32  # a hill further away is not looked for
     assert run_tuner({4: 100}) == 4
+    assert run_tuner({4: 100, 8: 90}) == 4
 
 
 def test_small_last_batches_say_nothing_about_a_size():
     tuner = BatchTuner((8, 16), tiles=8)
     for _ in range(50):
         tuner.observe(3, 100.0)
-    assert tuner.batch_size == 8
+    assert tuner.batch_size == 16

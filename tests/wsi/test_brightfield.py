@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from PIL import Image
 from scipy import ndimage
 
 from histotl.core.errors import NotBrightfieldError
+from histotl.wsi._counts import percentiles, tally
+from histotl.wsi._opening import first_that_opens
 from histotl.wsi.pyramid import write_pyramid
-from histotl.wsi.readers._brightfield import fault_of
+from histotl.wsi.readers._brightfield import check_brightfield, fault_of
 from histotl.wsi.slide import open_slide
 
 Pixels = npt.NDArray[np.uint8]
@@ -76,3 +79,44 @@ def test_brightfield_of_all_kinds_passes(stained: Stained, waves: Waves) -> None
     noisy = np.random.default_rng(0).normal(242, 1.5, (5000, 1)) + np.array([0, -1, 1])
     assert fault_of(noisy.astype(np.uint8)) == ""
     assert fault_of(waves(300, 300).reshape(-1, 3)) == ""
+
+
+def test_pixels_are_counted_as_numpy_ranks_them() -> None:
+    rng = np.random.default_rng(0)
+    for size in (1, 2, 3, 17, 1000):
+        values = rng.integers(0, 256, size).astype(np.uint8)
+        found = percentiles(tally(values), (0, 1, 16, 50, 95, 99.9, 100))
+        assert found == pytest.approx(np.percentile(values, (0, 1, 16, 50, 95, 99.9, 100)).tolist())
+
+
+@pytest.mark.parametrize("bright", [True, False])
+def test_of_large_levels_few_whole_tiles_are_read(tmp_path: Path, stained: Stained, bright: bool) -> None:
+    """Each JPEG tile of the sample once, and from border to border."""
+    image = np.zeros((2000, 3000, 3), np.uint8)
+    piece = stained(1400, 2200) if bright else fluorescence((0, 0, 1)).repeat(5, 0).repeat(6, 1)[:1400, :2200]
+    image[300:1700, 400:2600] = piece
+    path = write_pyramid(tmp_path / "large.tiff", image, mpp=0.5, levels=(1,))
+    with open_slide(path) if bright else nullcontext() as slide:
+        assert slide is None or slide.info.width == 3000
+    if not bright:
+        with pytest.raises(NotBrightfieldError, match="fluorescence"):
+            open_slide(path)
+    _, backend = first_that_opens(path, None)
+    regions = []
+
+    class Watched:
+        info = backend.info
+        tiled = staticmethod(backend.tiled)
+
+        def read_region(self, *region: int) -> Pixels:
+            regions.append(region)
+            return backend.read_region(*region)
+
+    assert backend.tiled(0) is not None
+    if bright:
+        check_brightfield(Watched(), "large.tiff")  # type: ignore[arg-type]
+        assert len(regions) == 16
+        assert {(x % 256, y % 256) for x, y, *_ in regions} == {(0, 0)}
+        assert max(x + width for x, _, _, width, _ in regions) == 3000
+        assert max(y + height for _, y, _, _, height in regions) == 2000
+    backend.close()

@@ -10,7 +10,7 @@ import pytest
 from histotl.core.errors import UsageError
 from histotl.core.values import SlideInfo, TileSpec
 from histotl.wsi.mask import outlines
-from histotl.wsi.preview import _SCALE, draw_preview
+from histotl.wsi.preview import _SCALE, draw_preview, shrink_picture
 from histotl.wsi.tiling import plan_tiles
 
 Make = Callable[..., SlideInfo]
@@ -74,3 +74,42 @@ def test_tiles_smaller_than_a_pixel(slide_info: Make) -> None:
     grid = plan_tiles(slide_info(100, 75, mpp_x=1.0, mpp_y=1.0), TileSpec(tile_px=10, mpp=1.0))
     for values in (None, np.zeros(len(grid))):
         draw_preview(WHITE[:2, :3], scale_l0=(33.3, 37.5), polygons=(), grid=grid, values=values)
+
+
+def test_overlapping_tiles_add_up_as_one_by_one(slide_info: Make) -> None:
+    grid = plan_tiles(slide_info(997, 743, mpp_x=1.0, mpp_y=1.0), TileSpec(tile_px=120, mpp=1.0, overlap_px=50))
+    values = np.random.default_rng(0).random(len(grid))
+    values[::7] = np.nan
+    picture = draw_preview(WHITE, scale_l0=(9.97, 9.9), polygons=(), grid=grid, values=values, by="value")
+    total, count = np.zeros(WHITE.shape[:2]), np.zeros(WHITE.shape[:2])
+    for (x, y), value in zip(grid.coords_l0.tolist(), values.tolist(), strict=True):
+        if not np.isnan(value):
+            rows = slice(round(y / 9.9), round((y + 120) / 9.9))
+            columns = slice(round(x / 9.97), round((x + 120) / 9.97))
+            total[rows, columns] += value
+            count[rows, columns] += 1
+    bare = count == 0
+    assert (picture[bare] == 255).all()
+    place = total[~bare] / count[~bare] * (len(_SCALE) - 1)
+    wanted = np.stack([np.interp(place, range(len(_SCALE)), _SCALE[:, channel]) for channel in range(3)], axis=-1)
+    assert abs(picture[~bare] - (0.4 * 255 + 0.6 * wanted)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "longest", "wanted"),
+    [
+        ((2560, 1280), 1024, (1024, 512)),
+        ((999, 1501), 500, (333, 500)),
+        ((30, 40), 1024, (30, 40)),
+        ((1, 4000), 9, (1, 9)),
+    ],
+)
+def test_pictures_are_shrunk_to_a_length(shape: tuple[int, int], longest: int, wanted: tuple[int, int]) -> None:
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    image = np.stack([255 * x / shape[1], 255 * y / shape[0], np.full(shape, 90.0)], axis=-1).astype(np.uint8)
+    small = shrink_picture(image, longest)
+    assert small.shape == (*wanted, 3)
+    # Nothing moves: the brightness of every pixel says where it lies.
+    at = (np.arange(wanted[1]) + 0.5) / wanted[1] * 255
+    assert abs(small[..., 0].mean(0) - at).max() < 255 / wanted[1] + 2
+    assert (small[..., 2] == 90).all()

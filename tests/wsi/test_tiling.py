@@ -142,6 +142,15 @@ def test_a_slide_smaller_than_a_tile(slide_info: Make) -> None:
     assert plan_tiles(info, TileSpec(edge="pad")).coords_l0.tolist() == [[0, 0]]
 
 
+def test_fractions_of_tall_tiles_on_a_tall_mask() -> None:
+    """Rows are added up in bytes: a tile of all tissue over far more rows than a byte counts is still all tissue."""
+    mask = np.ones((3000, 40), bool)
+    mask[1000:2000] = False
+    rows, columns = np.array([0, 500, 900, 2100]), np.array([0, 10])
+    found = tissue_fractions(mask, (1.0, 1.0), columns, rows, (20.0, 800.0))
+    np.testing.assert_allclose(found, [[1.0] * 2, [0.625] * 2, [0.125] * 2, [1.0] * 2])
+
+
 @pytest.mark.parametrize(("slide_mpp", "hint"), [(28.9685, "--mpp 29,"), (0.631, "--mpp 0.64,"), (1.0, "--mpp 1,")])
 def test_upsampling_is_refused_with_the_slides_own_scale(slide_info: Make, slide_mpp: float, hint: str) -> None:
     info = slide_info(mpp_x=slide_mpp, mpp_y=slide_mpp)

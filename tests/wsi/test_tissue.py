@@ -131,6 +131,75 @@ def test_tiny_pictures(shape: tuple[int, int]) -> None:
     assert segment(np.full((*shape, 3), 240, np.uint8)).shape == shape
 
 
+def test_settings_far_from_the_default_are_kept(stained: Stained) -> None:
+    image = glass()
+    image[BLOCK] = stained(80, 100, strength=3.0)
+    image[150:190, 20:120] = stained(40, 100, strength=0.3)
+    mask = Hysteresis(sure=0.4, pale=0.3).segment(image, MPP)
+    assert iou(mask) > 0.75
+    assert not mask[150:190, 20:120].any()
+
+
+# --- large pictures, which are measured more coarsely ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def large(stained: Stained) -> tuple[Pixels, npt.NDArray[np.bool_]]:
+    """A picture of 2.1 megapixels and odd sides with one large piece, islands and holes, and where its tissue is."""
+    height, width = 1401, 1503
+    field = ndimage.gaussian_filter(np.random.default_rng(3).normal(size=(height, width)), 25)
+    y, x = np.mgrid[:height, :width]
+    truth = (field > -0.4 * field.std()) & (np.hypot(y - height / 2, x - width / 2) < 640)
+    image = glass(height, width)
+    image[truth] = stained(height, width)[truth]
+    return image, truth
+
+
+def agreement(mask: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]) -> float:
+    return float((mask & truth).sum() / (mask | truth).sum())
+
+
+def test_large_pictures_get_the_mask_that_small_ones_get(
+    large: tuple[Pixels, npt.NDArray[np.bool_]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, truth = large
+    coarse = segment(image)
+    assert coarse.shape == truth.shape
+    monkeypatch.setattr("histotl.wsi.tissue.hysteresis._FINE_PX", 10**9)
+    fine = segment(image)
+    assert not np.array_equal(coarse, fine), "both ways were taken"
+    assert agreement(coarse, fine) > 0.985
+    assert agreement(coarse, truth) > agreement(fine, truth) - 0.01
+    assert agreement(coarse, truth) > 0.95
+
+
+def test_large_pictures_leave_out_the_same(large: tuple[Pixels, npt.NDArray[np.bool_]]) -> None:
+    image, truth = large[0].copy(), large[1]
+    image[:, :12] = 0  # never scanned
+    image[-4:] = (200, 150, 190)  # fringe of the slide's edge
+    image[300:330, 60:1460] = (30, 60, 180)  # blue ink
+    image[500:530, 60:1460] = (25, 25, 28)  # black ink
+    image[20:50, 100:140] = 120  # dust
+    mask = segment(image)
+    assert not mask[:, :10].any()
+    assert not mask[-4:].any()
+    assert mask[304:326, 70:1450].mean() < 0.02
+    assert mask[504:526, 70:1450].mean() < 0.02
+    assert not mask[20:50, 100:140].any()
+    clear = np.ones(mask.shape, bool)
+    for rows in (slice(280, 350), slice(480, 550)):
+        clear[rows] = False
+    assert agreement(mask & clear, truth & clear) > 0.95
+    pale = image.copy()
+    pale[700:760, 2:60] = pale[700:760, 2:60] * np.array([0.95, 0.92, 0.97])  # pale and far from sure tissue
+    assert not segment(pale)[705:755, 20:50].any()
+
+
+def test_long_narrow_pictures(stained: Stained) -> None:
+    image = np.concatenate([stained(3, 300_000), glass(3, 300_000)], axis=1)
+    assert segment(image).shape == (3, 600_000)
+
+
 # --- clean-up and outlines -------------------------------------------------------------------------------------------
 
 
@@ -219,6 +288,20 @@ def test_find_tissue_measures_in_micrometres(stained: Stained) -> None:
     assert bare.polygons[0].exterior.max(0) == pytest.approx([700, 600], abs=6)
     with pytest.raises(UsageError, match="min_area_um2 is -1"):
         find_tissue(slide, segmenter, min_area_um2=-1, max_hole_um2=0)
+
+
+@pytest.mark.parametrize(("finer", "as_it_is"), [(1.0, True), (1.08, True), (1.25, False)])
+def test_a_level_near_what_is_asked_for_is_looked_at_as_it_is(stained: Stained, finer: float, as_it_is: bool) -> None:
+    side = round(160 * 10 * finer)
+    image = glass(side, side)
+    image[side // 4 : side // 2, side // 4 : side // 2] = stained(side // 2 - side // 4, side // 2 - side // 4)
+    level = image[::10, ::10]
+    slide = open_array(image, mpp=0.8 / finer, levels=(level,))
+    found = find_tissue(slide, Hysteresis(), min_area_um2=0, max_hole_um2=0)
+    assert found.image is not None
+    assert found.image.shape[:2] == found.mask.shape
+    assert np.array_equal(found.image, level) == as_it_is
+    assert found.area_mm2 == pytest.approx((160 / 4 * 8e-3) ** 2, rel=0.1)
 
 
 def test_segmenters_that_break_their_word_are_named() -> None:

@@ -54,17 +54,6 @@ def touching(candidate: Mask, seed: Mask) -> Mask:
     return areas.only(areas.that_hold(seed & candidate))
 
 
-def touching_cells(candidate: Mask, seed: Mask) -> Mask:
-    """As :func:`touching`, but parts that lie in neighbouring cells of 2 x 2 pixels are connected: much quicker.
-
-    Args:
-        candidate: The mask.
-        seed: Inside it.
-    """
-    cells = touching(any_of_cell(candidate), any_of_cell(seed))
-    return candidate & repeated(cells, 2)[: candidate.shape[0], : candidate.shape[1]]
-
-
 def repeated(mask: Mask, factor: int) -> Mask:
     """A mask with every pixel repeated so many times in both directions."""
     pairs = factor == 2  # two bytes in one number, which is quicker

@@ -15,9 +15,6 @@ Plane = npt.NDArray[np.uint8]
 Density = npt.NDArray[np.int16]
 Mask = npt.NDArray[np.bool_]
 
-UNIT = 1200
-"""Grey levels that stand for a spread of density of 1: the pale half of H&E has its own level each, darker ones one."""
-
 _FINE = 4000
 """Steps of the whole numbers that stand for a density of 1 while it is measured; a grey level is 7 or more."""
 
@@ -51,8 +48,8 @@ class Light:
     """The spread of the optical densities ``-log10(I / I_glass)`` of a picture, and what it must not be judged by.
 
     Args:
-        colour: uint8 (h, w): largest minus smallest density in steps of 1/``UNIT``; 0 for glass, dirt and shadow,
-            however dark, and 255 for all that is surely coloured.
+        colour: uint8 (h, w): largest minus smallest density in the steps asked for; 0 for glass, dirt and shadow,
+            however dark, and 255 for all that is more.
         level: Median of ``colour`` on glass.
         noise: Standard deviation of ``colour`` on glass.
         dark: bool (h, w): not imaged, or under opaque dirt.
@@ -68,11 +65,12 @@ class Light:
     inked: Mask
 
 
-def measure(image: Pixels, *, sigma_px: float, every: int) -> Light:
+def measure(image: Pixels, *, steps: float, sigma_px: float, every: int) -> Light:
     """Colour density of a picture against its own glass.
 
     Args:
         image: uint8 RGB (h, w, 3).
+        steps: Of ``colour`` to a density of 1.
         sigma_px: Standard deviation of the Gaussian that densities are smoothed with; none below 0.3.
         every: Of so many rows one is looked at for the glass.
     """
@@ -90,11 +88,11 @@ def measure(image: Pixels, *, sigma_px: float, every: int) -> Light:
         weaker = np.minimum(red, blue)
         least = np.minimum(weaker, green)
         spread = np.maximum(np.maximum(red, green), blue) - least
-        cv2.convertScaleAbs(spread, dst=colour[band], alpha=UNIT / _FINE)
+        cv2.convertScaleAbs(spread, dst=colour[band], alpha=steps / _FINE)
         on_glass.append(spread[::every][glass[band.start // every :][: -(-len(spread) // every)]])
         grey[band] = _is_grey(spread, least)
         inked[band] = _is_inked(red, green, blue, weaker)
-    level, noise = (value * UNIT / _FINE for value in _median_and_noise(np.concatenate(on_glass)))
+    level, noise = (value * steps / _FINE for value in _median_and_noise(np.concatenate(on_glass)))
     return Light(colour=colour, level=level, noise=noise, dark=dark, grey=grey, inked=inked)
 
 

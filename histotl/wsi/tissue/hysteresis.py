@@ -20,9 +20,8 @@ from histotl.wsi.tissue._areas import (
     reaches_border,
     repeated,
     touching,
-    touching_cells,
 )
-from histotl.wsi.tissue._light import UNIT, Light, Plane, measure
+from histotl.wsi.tissue._light import Light, Plane, measure
 
 _BLACK_UM = 80.0
 """Dark areas at least twice this wide were not scanned."""
@@ -39,8 +38,11 @@ _FINE_PX = 1_500_000
 _GLASS_PX = 100_000
 """Pixels of larger ones, about, that the colour of the glass is taken from."""
 
+_SURE = 54
+"""Grey level that stands for the least spread of sure tissue; strong colour has 255, which no noise reaches."""
+
 _PALE = 24
-"""Grey level that stands for the density of pale tissue where the colour between coarse pixels is interpolated."""
+"""Grey level of pale tissue where the colour between coarse pixels is interpolated."""
 
 
 @register("tissue", "hysteresis")
@@ -82,18 +84,20 @@ class Hysteresis:
         """Mask of tissue; see :class:`histotl.wsi.tissue.base.TissueSegmenter`."""
         factor = self._shrunk_by(image, mpp)
         coarse_mpp = factor * mpp
+        steps = _SURE / self.sure
         if factor == 1:
-            light = measure(image, sigma_px=self.smooth_um / mpp, every=1)
+            light = measure(image, steps=steps, sigma_px=self.smooth_um / mpp, every=1)
         else:
             small = _shrink(image, factor)
-            light = measure(small, sigma_px=0.0, every=max(1, small.size // 3 // _GLASS_PX))
-        pale = math.floor(max(self.pale * UNIT, light.level + 4 * light.noise))
-        sure = math.floor(max(self.sure * UNIT, light.level + 8 * light.noise))
+            light = measure(small, steps=steps, sigma_px=0.0, every=max(1, small.size // 3 // _GLASS_PX))
+        pale, sure = (
+            min(254, math.floor(max(least * steps, light.level + noises * light.noise)))
+            for least, noises in ((self.pale, 4), (self.sure, 8))
+        )
         blocked = _blocked(light, coarse_mpp)
         coloured = light.colour > pale
         candidate = coloured if blocked is None else coloured & ~blocked
-        sure_tissue = candidate & (light.colour > sure)
-        grown = touching(candidate, sure_tissue) if factor == 1 else touching_cells(candidate, sure_tissue)
+        grown = touching(candidate, light.colour > sure)
         closed = close_gaps(grown, max(1, round(self.close_um / coarse_mpp / 2)))
         if blocked is not None:
             closed &= ~blocked
@@ -117,8 +121,6 @@ class Hysteresis:
 
 def _shrink(image: Pixels, factor: int) -> Pixels:
     """Means of squares of pixels; what is left over at the right and lower border is like its neighbour."""
-    if factor == 1:
-        return image
     import cv2
 
     height, width = image.shape[0] // factor, image.shape[1] // factor
@@ -135,7 +137,8 @@ def _between_pixels(colour: Plane, tissue: Mask, coloured: Mask, factor: int, pa
     Args:
         colour: uint8 (h, w).
         tissue: bool (h, w), with its gaps closed.
-        coloured: bool (h, w): where ``colour`` is above ``pale``; outside tissue such colour counts as none.
+        coloured: bool (h, w): where ``colour`` is above ``pale``; outside tissue such colour counts as none, and so
+            does all that is no neighbour of tissue.
         factor: Fine pixels to a coarse one.
         pale: Spread that pale tissue is above.
 
@@ -144,8 +147,10 @@ def _between_pixels(colour: Plane, tissue: Mask, coloured: Mask, factor: int, pa
     """
     import cv2
 
-    level = cv2.convertScaleAbs(colour, alpha=_PALE / pale)
-    level *= (tissue | ~coloured).view(np.uint8)
+    level = np.asarray(cv2.convertScaleAbs(colour, alpha=_PALE / max(1, pale)), np.uint8)
+    # Farther from tissue, what is nearly pale would overshoot between pixels.
+    near = cv2.dilate(tissue.view(np.uint8), np.ones((3, 3), np.uint8)).view(np.bool_)
+    level *= (tissue | (near & ~coloured)).view(np.uint8)
     gaps = (tissue & ~coloured).view(np.uint8)
     gaps *= 2 * _PALE
     cv2.max(level, gaps, dst=level)
