@@ -11,6 +11,7 @@ from pathlib import Path
 
 # As the command line of histotl does, and before torch is loaded: waiting OpenMP threads sleep instead of spinning.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 from benchmarks.speed.cases import KEYS, chosen, run

@@ -76,15 +76,15 @@ class Scale:
 
     slide_px: int = 4096
     huge_px: int = 40960
-    flow_px: int = 16384
+    flow_px: int = 12288
     end_px: int = 8192
-    slow_px: int = 4096
+    slow_px: int = 3584
     cnn: str = "resnet50"
     transformer: str = "vit_small_patch16_224"
     batch: int = 32
     small_slides: int = 50
-    small_tiles: tuple[int, int] = (8, 8)
-    large_tiles: tuple[int, int] = (64, 50)
+    small_tiles: tuple[int, int] = (7, 7)
+    large_tiles: tuple[int, int] = (49, 50)
     memory_slides: int = 200
     bag_files: int = 200
     rows: int = 20_000
@@ -182,7 +182,7 @@ class Inputs:
 
     @cached_property
     def slow(self) -> Path:
-        """Some 150 tiles."""
+        """Some hundred tiles."""
         return self._mosaic("slow.svs", self.scale.slow_px)
 
     @cached_property

@@ -31,7 +31,12 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     return Inputs(tmp_path_factory.mktemp("bench"), TINY, peers=None if PEERS is None else Path(PEERS))
 
 
-@pytest.mark.parametrize("key", KEYS)
+SLOW = ("memory/", "embed/")
+
+
+@pytest.mark.parametrize(
+    "key", [pytest.param(key, marks=pytest.mark.slow) if key.startswith(SLOW) else key for key in KEYS]
+)
 def test_case_runs(key: str, inputs: Inputs) -> None:
     try:
         timing = run(key, inputs, rounds=1)
