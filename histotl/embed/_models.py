@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -16,7 +17,7 @@ from histotl.core.errors import HistotlError, SetupError, UsageError
 from histotl.core.registry import canonical, create
 from histotl.core.values import BackboneCard, FeatureIdentity, TileSpec
 from histotl.embed.config import EmbedConfig
-from histotl.embed.device import FORMATS, choose_precision, fixed_batch
+from histotl.embed.device import FORMATS, choose_precision, fixed_batch, share_cores
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,9 @@ class Model:
         return torch.cat([self._forward(tiles[:middle]), self._forward(tiles[middle:])])
 
 
-def load_models(config: EmbedConfig, tiles: TileSpec | None, *, stain: str, device: torch.device) -> tuple[Model, ...]:
+def load_models(
+    config: EmbedConfig, tiles: TileSpec | None, *, stain: str, device: torch.device, most_threads: int = 1
+) -> tuple[Model, ...]:
     """Load every backbone once, before any slide is opened.
 
     Args:
@@ -81,6 +84,7 @@ def load_models(config: EmbedConfig, tiles: TileSpec | None, *, stain: str, devi
         tiles: The tile spec, None for patch sets.
         stain: Canonical spec of the stain normaliser.
         device: Where they go.
+        most_threads: Threads that slow networks may have on a CPU.
 
     Raises:
         UnknownNameError: No backbone is called so.
@@ -88,20 +92,37 @@ def load_models(config: EmbedConfig, tiles: TileSpec | None, *, stain: str, devi
         UsageError: Two backbones would write the same file.
     """
     backbones = [cast("Backbone", create("backbone", spec)) for spec in config.backbone]
+    embedders = [backbone.load(device) for backbone in backbones]
+    if device.type == "cpu":
+        share_cores(sum(_seconds_a_tile(embedder) for embedder in embedders), most_threads)
     models: list[Model] = []
-    for backbone in backbones:
-        embedder = backbone.load(device)
+    for backbone, embedder in zip(backbones, embedders, strict=True):
         card = embedder.card
         compute = choose_precision(config.precision, card, device)
-        embedder = _prepared(embedder, compute, config, device)
+        prepared = _prepared(embedder, compute, config, device)
         # A compiler keeps to torch's arithmetic; other libraries have their own, so their features are others.
         own = compute if config.runtime == "torch" else f"{compute}+{config.runtime}"
         identity = FeatureIdentity.of(card, tiles, stain=stain, compute=own, dtype=config.dtype)
-        models.append(Model(spec=canonical(backbone), embedder=embedder, device=device, identity=identity))
+        models.append(Model(spec=canonical(backbone), embedder=prepared, device=device, identity=identity))
         if config.precision not in ("auto", compute):
             log.warning("%s runs in %s: its card says that %s is wrong for it", card.name, compute, config.precision)
     _refuse_equal_names(models)
     return tuple(models)
+
+
+def _seconds_a_tile(embedder: Embedder) -> float:
+    """About how long a network takes for one tile. The first call also warms up; slow networks are not asked twice."""
+    side = embedder.card.input_px
+    tile = torch.zeros(1, side, side, 3, dtype=torch.uint8)
+    seconds = 0.0
+    for _ in range(2):
+        began = time.perf_counter()
+        with torch.inference_mode():
+            embedder(tile)
+        seconds = time.perf_counter() - began
+        if seconds > 1:
+            break
+    return seconds
 
 
 def _prepared(embedder: Embedder, compute: str, config: EmbedConfig, device: torch.device) -> Embedder:

@@ -24,6 +24,9 @@ GPU_SIZES = (32, 64, 128, 256, 512, 1024)
 
 _MAX_WORKERS = 8
 
+_READ_S, _READING_SHARE = 0.4e-3, 0.05
+"""Core seconds that reading takes for a tile, generously; and the share of the network's below which it is nothing."""
+
 
 def choose_precision(asked: Precision, card: BackboneCard, device: torch.device) -> str:
     """Number format of the forward pass of one backbone: ``fp32``, ``bf16`` or ``fp16``.
@@ -91,19 +94,37 @@ def cpu_has_half_units() -> bool:
     return any(probe is not None and probe() for probe in probes)
 
 
+def share_cores(seconds_a_tile: float, most: int) -> None:
+    """Let the network have all cores when reading takes next to nothing beside it.
+
+    A network that needs a hundred times the readers' time wastes a core that is kept free for them. Only where idle
+    OpenMP threads sleep, though: spinning ones and a reader on the same core slow each other tenfold.
+
+    Args:
+        seconds_a_tile: Of the network, with the threads that it has.
+        most: Threads that it may have.
+    """
+    sleeping = os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE"
+    if sleeping and seconds_a_tile * torch.get_num_threads() * _READING_SHARE > _READ_S:
+        torch.set_num_threads(most)
+
+
 @contextmanager
-def compute_settings(workers: int) -> Iterator[None]:
+def compute_settings(workers: int) -> Iterator[int]:
     """Leave cores to the readers and keep fp32 honest while a run lasts; the old settings come back after it.
 
     torch and the readers must not compete for a core: OpenMP threads spin at barriers, and one busy neighbour slows a
     small network tenfold. TF32 rounds the inputs of fp32 convolutions to 10 bits; a run that says fp32 does not.
+
+    Yields:
+        Threads that the network may have at most, see :func:`share_cores`.
     """
     threads, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
     torch.set_num_threads(max(1, min(threads, usable_cores() - workers)))
     torch.backends.cudnn.allow_tf32 = False
     try:
         with large_blocks_kept():
-            yield
+            yield min(threads, usable_cores())
     finally:
         torch.set_num_threads(threads)
         torch.backends.cudnn.allow_tf32 = tf32

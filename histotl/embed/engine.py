@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -28,6 +28,7 @@ from histotl.core.values import SlideEntry, SlideInfo, TileGrid
 from histotl.embed._batch_size import choose_batches
 from histotl.embed._claim import claim
 from histotl.embed._compute import Compute
+from histotl.embed._decoder import DecoderChoice
 from histotl.embed._filing import Filing
 from histotl.embed._flow import Flow, ReadTotals
 from histotl.embed._job import SlideJob, Work
@@ -83,11 +84,19 @@ def embed_slides(
     entries = list_entries(slides, tiling)
     device = choose_device(config.device)
     readers = choose_workers(config, device)
-    with compute_settings(readers):
-        models = load_models(config, tiling.spec, stain=canonical(stain), device=device)
+    decoding = DecoderChoice(config.decode, device, readers)
+    with compute_settings(readers) as most_threads:
+        models = load_models(config, tiling.spec, stain=canonical(stain), device=device, most_threads=most_threads)
         clock = Clock()
         engine = _Engine(
-            out=Path(out), tiling=tiling, config=config, segmenter=segmenter, stain=stain, models=models, clock=clock
+            out=Path(out),
+            tiling=tiling,
+            config=config,
+            segmenter=segmenter,
+            stain=stain,
+            models=models,
+            decoding=decoding,
+            clock=clock,
         )
         layout.prepare_output(engine.out)
         layout.remove_stale_parts(engine.out)
@@ -106,6 +115,7 @@ class _Engine:
     segmenter: TissueSegmenter
     stain: StainNormalizer
     models: tuple[Model, ...]
+    decoding: DecoderChoice
     clock: Clock
 
     def run(self, entries: Sequence[SlideEntry], device: torch.device, readers: int, report: Report) -> RunSummary:
@@ -169,7 +179,8 @@ class _Engine:
             made = self._provenance(slide.info)
             grid = plan_slide(slide, self.tiling, self.segmenter, self.out, made, source)
             transform = self._fit(slide, grid)
-            tiles = held.enter_context(TileReader(slide, grid))
+            tiles = held.enter_context(TileReader(slide, grid, decoder=self.decoding.decoder_for(slide, grid)))
+            made = replace(made, specs={**made.specs, "decoder": tiles.decoder})
             files = _Files(info=slide.info, grid=grid, source=source, made=made, stain_state=transform.state)
             writers = tuple(held.enter_context(self._writer(model, entry, files)) for model in models)
             work = Work(tiles=tiles, transform=transform, models=models, writers=writers)
@@ -230,6 +241,7 @@ class _Engine:
             batch_size=batch_size,
             readers=readers,
             planners=planners,
+            decoder=self.decoding.name,
             compute_threads=torch.get_num_threads(),
             jpeg_tiles=totals.jpeg_tiles,
             fallback_tiles=totals.fallback_tiles,

@@ -72,8 +72,8 @@ def embed_patches(
     patches = list_patches(manifest)
     device = choose_device(config.device)
     workers = choose_workers(config, device)
-    with compute_settings(workers), ExitStack() as held:
-        models = load_models(config, None, stain=canonical(stain), device=device)
+    with compute_settings(workers) as most_threads, ExitStack() as held:
+        models = load_models(config, None, stain=canonical(stain), device=device, most_threads=most_threads)
         layout.prepare_output(out)
         layout.remove_stale_parts(out)
         facts, failed = _inspect_all(patches, workers)

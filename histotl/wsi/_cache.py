@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from histotl.core.errors import SlideReadError
-from histotl.wsi.readers.base import Pixels, TiledLevel
+from histotl.wsi.readers.base import BatchDecoder, JpegStreams, Pixels, TiledLevel
 
 
 @dataclass
@@ -71,10 +71,22 @@ class DecodedTiles:
         uses: int (rows, columns): how often each tile will be needed in all.
         max_bytes: Decoded bytes that are kept at most; the oldest tiles leave first, and are decoded again if need be.
             Tiles in use are kept in any case.
+        decoder: Decodes JPEG tiles of one call together, where the level has them as whole files; what it does not
+            take, and everything where it is None, the level decodes.
     """
 
-    def __init__(self, level: TiledLevel, uses: npt.NDArray[np.integer], max_bytes: int) -> None:
+    def __init__(
+        self,
+        level: TiledLevel,
+        uses: npt.NDArray[np.integer],
+        max_bytes: int,
+        decoder: BatchDecoder | None = None,
+    ) -> None:
         width, height = level.tile_size
+        self._decoder: BatchDecoder | None = None
+        self._streams: JpegStreams | None = None
+        if decoder is not None and isinstance(level, JpegStreams) and level.streams([]) is not None:
+            self._decoder, self._streams = decoder, level
         self._level, self._shape = level, (height, width, 3)
         self._left: list[int] = uses.ravel().tolist()
         self._most = max(1, max_bytes // (width * height * 3))
@@ -82,6 +94,11 @@ class DecodedTiles:
         self._free: list[Pixels] = []
         self._lock = Lock()
         self.cost = Cost()
+
+    @property
+    def decoder(self) -> str:
+        """Name of the batch decoder; ``cpu`` where the level decodes all tiles."""
+        return "cpu" if self._decoder is None else self._decoder.name
 
     @property
     def n_kept(self) -> int:
@@ -165,13 +182,14 @@ class DecodedTiles:
         began = perf_counter()
         data = self._fetch([*ours, *[tile for tile, _ in direct]])
         read = perf_counter()
+        together = self._decode_together(data, dict(direct))
         count, failed = 0, {}
         for tile in ours:
-            result = self._decode_one(tile, data[tile], None)
+            result = together[tile] if tile in together else self._decode_one(tile, data[tile], None)
             claims.settle(tile, result)
             count += isinstance(result, np.ndarray)
         for tile, out in direct:
-            result = self._decode_one(tile, data[tile], out)
+            result = out if tile in together else self._decode_one(tile, data[tile], out)
             if isinstance(result, SlideReadError):
                 failed[tile] = result
             else:
@@ -196,6 +214,27 @@ class DecodedTiles:
         for tile in tiles:
             found |= self._fetch([tile])
         return found
+
+    def _decode_together(
+        self, data: Mapping[int, bytes | SlideReadError], direct: Mapping[int, Pixels]
+    ) -> dict[int, Pixels]:
+        """The tiles that the batch decoder takes; those in ``direct`` go where that says."""
+        if self._decoder is None or self._streams is None:
+            return {}
+        fetched = {tile: item for tile, item in data.items() if isinstance(item, bytes)}
+        found = self._streams.streams(list(fetched.values())) or []
+        streams = {tile: stream for tile, stream in zip(fetched, found, strict=True) if stream is not None}
+        if not streams:
+            return {}
+        outs = {tile: direct[tile] if tile in direct else self._buffer() for tile in streams}
+        taken = self._decoder.decode(list(streams.values()), list(outs.values()))
+        tiles = {}
+        for (tile, out), decoded in zip(outs.items(), taken, strict=True):
+            if decoded:
+                tiles[tile] = out
+            elif tile not in direct:
+                self._free.append(out)
+        return tiles
 
     def _decode_one(self, tile: int, data: bytes | SlideReadError, out: Pixels | None) -> Pixels | SlideReadError:
         if isinstance(data, SlideReadError):

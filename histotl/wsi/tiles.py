@@ -22,7 +22,7 @@ from histotl.wsi._cache import Cost, DecodedTiles
 from histotl.wsi._handles import Handles
 from histotl.wsi._layout import Layout
 from histotl.wsi._resample import COPY, Workspace, windows_l0
-from histotl.wsi.readers.base import Pixels
+from histotl.wsi.readers.base import BatchDecoder, Pixels
 from histotl.wsi.slide import Slide, in_blocks
 
 _MAX_BYTES = 512 * 2**20
@@ -79,12 +79,16 @@ class TileReader:
             stays open.
         grid: The plan.
         max_bytes: Decoded bytes that are kept for tiles to come.
+        decoder: Decodes the JPEG tiles of a read together, where the file's can be had as whole JPEG files; a tile that
+            it does not take is decoded as all are where this is None. The pixels are then the decoder's.
 
     Raises:
         SlideOpenError: The file cannot be opened again.
     """
 
-    def __init__(self, slide: Slide, grid: TileGrid, *, max_bytes: int = _MAX_BYTES) -> None:
+    def __init__(
+        self, slide: Slide, grid: TileGrid, *, max_bytes: int = _MAX_BYTES, decoder: BatchDecoder | None = None
+    ) -> None:
         side, level = grid.spec.tile_px, grid.read_level
         corners = grid.coords_l0.astype(np.float64)
         self._slide, self._grid = slide, grid
@@ -95,13 +99,18 @@ class TileReader:
         tiled = slide.tiled(level) if len(grid) and not in_blocks(self._windows) else None
         if tiled is not None:
             layout = Layout.of(self._windows, tiled, slide.info.levels[level])
-            self._direct = layout, DecodedTiles(tiled, layout.uses, max_bytes)
+            self._direct = layout, DecodedTiles(tiled, layout.uses, max_bytes, decoder)
         area = self._windows.scale[0] * self._windows.scale[1] * side * side
         self._unit = min(_UNIT_TILES, max(1, int(max_bytes / (_UNIT_SHARE * 3 * area))))
         self._seen = bytearray(len(grid))
         self._lock, self._mine = Lock(), local()
         self._tiles_read = self._fallback_tiles = 0
         self._resample_s = self._fallback_s = 0.0
+
+    @property
+    def decoder(self) -> str:
+        """Name of the batch decoder that JPEG tiles go to; ``cpu`` where they are decoded one by one, or are none."""
+        return "cpu" if self._direct is None else self._direct[1].decoder
 
     @property
     def stats(self) -> ReadStats:

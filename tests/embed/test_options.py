@@ -20,6 +20,7 @@ from histotl.embed.device import (
     choose_workers,
     compute_settings,
     largest_batch,
+    share_cores,
     usable_cores,
 )
 
@@ -179,3 +180,17 @@ def test_the_sample_is_spread_evenly(n, wanted):
         assert rows[0] == 0
         assert rows[-1] >= n - -(-n // len(rows))
         assert set(range(n)) >= set(rows.tolist())
+
+
+@pytest.mark.parametrize(
+    ("policy", "seconds", "threads"), [("PASSIVE", 0.5, 2), ("PASSIVE", 0.001, 1), ("ACTIVE", 0.5, 1), ("", 0.5, 1)]
+)
+def test_slow_networks_get_all_cores_where_idle_threads_sleep(monkeypatch, policy, seconds, threads):
+    monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        share_cores(seconds, 2)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)

@@ -11,9 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import pytest
+import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +25,17 @@ from histotl.wsi.pyramid import write_pyramid
 from histotl.wsi.slide import Slide, open_array, open_slide
 from histotl.wsi.tiles import TileReader, read_tiles
 from histotl.wsi.tiling import plan_tiles
+from tests.wsi.direct_files import (
+    Encode,
+    content,
+    jpeg_own_tables,
+    jpeg_progressive,
+    jpeg_rgb,
+    jpeg_ycbcr,
+    tables_of,
+    without,
+    write_tiled,
+)
 
 Pixels = npt.NDArray[np.uint8]
 BACKGROUND = (241, 240, 239)
@@ -478,3 +491,220 @@ def test_tiles_of_real_files(
         assert slide.tiled(grid.read_level) is not None
         assert stats.fallback_tiles == 0
         assert 0 < stats.jpeg_decoded <= 5 * 4
+
+
+# --- decoding in batches ---------------------------------------------------------------------------------------------
+
+
+class FakeJpeg(Fake):
+    """A fake whose tiles may be had as files."""
+
+    def streams(self, data: Sequence[bytes]) -> list[bytearray | None]:
+        return [None if int(item) in self.cut_off else bytearray(item) for item in data]
+
+
+class Together:
+    """A batch decoder of a fake's tiles that counts them, and refuses some."""
+
+    name = "together"
+
+    def __init__(self, fake: FakeJpeg, refused: Iterable[int] = ()) -> None:
+        self.fake, self.refused = fake, set(refused)
+        self.asked: Counter[int] = Counter()
+        self.calls = 0
+        self.error: Exception | None = None
+        self._lock = threading.Lock()
+
+    def decode(self, streams: Sequence[bytearray], outs: Sequence[Pixels]) -> list[bool]:
+        assert len(streams) == len(outs) > 0
+        time.sleep(self.fake.delay_s)
+        tiles = [int(stream) for stream in streams]
+        with self._lock:
+            self.calls += 1
+            self.asked.update(tiles)
+        if self.error is not None:
+            raise self.error
+        width, height = self.fake.tile_size
+        for tile, out in zip(tiles, outs, strict=True):
+            assert out.flags.c_contiguous
+            row, column = divmod(tile, self.fake.shape[1])
+            out[:] = self.fake.pixels[row * height :][:height, column * width :][:, :width]
+            if tile in self.refused:
+                out[:] = 77
+        return [tile not in self.refused for tile in tiles]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("spec", GRIDS.values(), ids=GRIDS.keys())
+def test_a_batch_decoder_gets_every_compressed_tile_once(spec: dict[str, Any], threads: int) -> None:
+    fake = FakeJpeg(333, 270)
+    grid = plan(fake, **spec)
+    decoder = Together(fake)
+    with TileReader(fake.slide(), grid, decoder=decoder) as reader:
+        tiles = read_all(reader, grid, threads=threads, unit=5)
+        assert reader.decoder == "together"
+        assert reader.stats.jpeg_decoded == len(decoder.asked)
+    assert set(decoder.asked.values()) == {1}
+    assert decoder.calls <= -(-len(grid) // 5), "the tiles of one read go together"
+    assert not fake.decoded
+    assert fake.fetched == decoder.asked
+    assert np.array_equal(tiles, expected(fake, grid, range(len(grid))))
+
+
+@pytest.mark.parametrize("spec", [{}, {"tile_px": 32}], ids=["unaligned", "aligned"])
+def test_what_a_batch_decoder_refuses_the_level_decodes(spec: dict[str, Any]) -> None:
+    fake = FakeJpeg(333, 270)
+    grid = plan(fake, **spec)
+    decoder = Together(fake, refused=range(0, 90, 3))
+    with TileReader(fake.slide(), grid, decoder=decoder) as reader:
+        tiles = read_all(reader, grid, threads=3, unit=5)
+        assert reader.stats.jpeg_decoded == len(decoder.asked)
+    assert set(fake.decoded) == decoder.refused & set(decoder.asked)
+    assert set(fake.decoded.values()) == {1}
+    assert np.array_equal(tiles, expected(fake, grid, range(len(grid))))
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("how", ["broken", "cut_off"])
+@pytest.mark.parametrize("spec", [{}, {"tile_px": 32}], ids=["unaligned", "aligned"])
+def test_a_damaged_tile_in_a_batch_fails_as_without_one(spec: dict[str, Any], how: str, threads: int) -> None:
+    errors = []
+    for batched in (False, True):
+        fake = FakeJpeg(333, 270)
+        grid = plan(fake, **spec)
+        getattr(fake, how).add(14)
+        decoder = Together(fake, refused={14}) if batched else None
+        with TileReader(fake.slide(), grid, decoder=decoder) as reader, ThreadPoolExecutor(threads) as pool:
+            done = [pool.submit(reader.read, slice(row, row + 3)) for row in range(0, len(grid), 3)]
+            found = [future.exception(timeout=60) for future in done]
+        errors.append([str(error) for error in found])
+        assert any(found)
+        for number, future in enumerate(done):
+            if found[number] is None:
+                rows = range(3 * number, min(3 * number + 3, len(grid)))
+                assert np.array_equal(future.result(), expected(fake, grid, rows))
+    assert errors[0] == errors[1]
+
+
+def test_a_batch_decoder_that_breaks_down_leaves_nobody_waiting() -> None:
+    fake = FakeJpeg(64, 64)
+    fake.delay_s = 0.05
+    grid = plan(fake, tile_px=60, overlap_px=59)
+    decoder = Together(fake)
+    decoder.error = MemoryError("no room")
+    with TileReader(fake.slide(), grid, decoder=decoder) as reader, ThreadPoolExecutor(4) as pool:
+        done = [pool.submit(reader.read, slice(row, row + 1)) for row in range(4)]
+        assert all(isinstance(future.exception(timeout=60), MemoryError) for future in done)
+        decoder.error = None
+        assert np.array_equal(reader.read(slice(None)), expected(fake, grid, range(len(grid))))
+
+
+def test_memory_with_a_batch_decoder_is_one_band_too() -> None:
+    fake = FakeJpeg(640, 640)
+    grid = plan(fake)
+    with TileReader(fake.slide(), grid, decoder=Together(fake, refused=range(0, 400, 2))) as reader:
+        assert reader._direct is not None
+        most = 0
+        for start in range(0, len(grid), 5):
+            reader.read(slice(start, start + 5))
+            most = max(most, reader._direct[1].n_kept)
+        assert most <= 3 * fake.shape[1] + 8
+
+
+def test_a_level_without_files_has_no_use_for_a_batch_decoder() -> None:
+    fake = Fake(100, 100)
+    grid = plan(fake)
+    decoder = Together(FakeJpeg(100, 100))
+    with TileReader(fake.slide(), grid, decoder=decoder) as reader:
+        assert reader.decoder == "cpu"
+        assert np.array_equal(reader.read(slice(None)), expected(fake, grid, range(len(grid))))
+    assert not decoder.asked
+
+
+YCBCR = {
+    "4:2:0": (jpeg_ycbcr("420"), {}),
+    "4:2:2": (jpeg_ycbcr("422"), {"chroma": "422"}),
+    "4:4:4": (jpeg_ycbcr("444"), {"chroma": "444"}),
+    "tables of each tile": (jpeg_own_tables, {}),
+}
+
+
+@pytest.mark.parametrize(("encode", "options"), YCBCR.values(), ids=YCBCR.keys())
+def test_tiles_as_files_have_the_same_pixels(tmp_path: Path, encode: Encode, options: dict[str, Any]) -> None:
+    path = write_tiled(tmp_path / "a.svs", [content(512, 512)], encode, tile=(128, 128), **options)
+    with open_slide(path, mpp=0.5) as slide:
+        level = slide.tiled(0)
+        assert level is not None
+        data = level.fetch(range(16))
+        for tile, (item, stream) in enumerate(zip(data, level.streams(data), strict=True)):  # type: ignore[attr-defined]
+            assert np.array_equal(simplejpeg.decode_jpeg(stream), level.decode(tile, item))
+
+
+def test_tables_of_the_page_are_in_the_file_of_a_tile(tmp_path: Path) -> None:
+    image = content(256, 256)
+    tables = tables_of(jpeg_ycbcr()(image[:128, :128]))
+    path = write_tiled(
+        tmp_path / "a.svs", [image], lambda tile: without(jpeg_ycbcr()(tile), 0xDB, 0xC4), tile=(128, 128),
+        tables=tables,
+    )  # fmt: skip
+    with open_slide(path, mpp=0.5) as slide:
+        level = slide.tiled(0)
+        assert level is not None
+        data = level.fetch([1])
+        (stream,) = level.streams(data)  # type: ignore[attr-defined]
+        assert np.array_equal(simplejpeg.decode_jpeg(stream), level.decode(1, data[0]))
+
+
+OTHERS = {
+    "RGB": (jpeg_rgb, {"photometric": "rgb"}),
+    "JPEG 2000": (
+        lambda tile: bytes(imagecodecs.jpeg2k_encode(tile, level=40, codecformat="j2k")),
+        {"photometric": "rgb", "compression": 33005},
+    ),
+}
+
+
+@pytest.mark.parametrize(("encode", "options"), OTHERS.values(), ids=OTHERS.keys())
+def test_other_tiles_are_no_files(tmp_path: Path, encode: Encode, options: dict[str, Any]) -> None:
+    path = write_tiled(tmp_path / "a.svs", [content(256, 256)], encode, tile=(128, 128), **options)
+    with open_slide(path, mpp=0.5) as slide:
+        level = slide.tiled(0)
+        assert level is not None
+        assert level.streams(level.fetch([0])) is None  # type: ignore[attr-defined]
+
+
+def test_levels_shrunk_while_decoding_are_no_files(tmp_path: Path) -> None:
+    path = write_tiled(tmp_path / "a.svs", [content(512, 512)], jpeg_ycbcr(), tile=(128, 128))
+    with open_slide(path, mpp=0.5, reader="openslide(decode='dct')") as slide:
+        levels = [slide.tiled(number) for number in range(len(slide.info.levels))]
+        assert len(levels) > 1
+        assert [level.streams([]) is None for level in levels] == [False] + [True] * (len(levels) - 1)  # type: ignore[union-attr]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "cut off": lambda data: data[: len(data) // 2],
+    "no end": lambda data: data[:-2],
+    "a block of zeros": lambda data: data[:1200] + bytes(1024) + data[2224:],
+    "a marker in it": lambda data: data[:1500] + b"\xff\xc4" + data[1502:],
+    "an early end": lambda data: data[:1500] + b"\xff\xd9" + data[1502:],
+    "more after the end": lambda data: data + b"more",
+    "another size": lambda data: jpeg_ycbcr()(content(64, 64)),
+    "no JPEG": lambda data: b"\1" * len(data),
+    "nothing": lambda data: b"",
+    "progressive": lambda data: jpeg_progressive(content(128, 128)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_what_looks_damaged_is_no_file(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    path = write_tiled(tmp_path / "a.svs", [content(256, 256, "noise")], jpeg_ycbcr(), tile=(128, 128))
+    with open_slide(path, mpp=0.5) as slide:
+        level = slide.tiled(0)
+        assert level is not None
+        data = level.fetch(range(4))
+        assert len(data[2]) > 3000
+        data[2] = damage(data[2])
+        streams = level.streams(data)  # type: ignore[attr-defined]
+        assert [stream is None for stream in streams] == [False, False, True, False]
+        padded = level.streams([data[0] + b"\0"])[0]  # type: ignore[attr-defined]
+        assert padded == streams[0], "zeros after the end fill up a word"

@@ -19,6 +19,7 @@ from histotl.wsi._dicom import series_of
 from histotl.wsi.readers._dicom_codecs import coding_of
 from histotl.wsi.readers._dicom_header import NATIVE, DicomImage, Table, read_image
 from histotl.wsi.readers._files import FilePerThread, read_ranges
+from histotl.wsi.readers._jpeg import jpeg_streams
 from histotl.wsi.readers._pixels import one_line
 from histotl.wsi.readers._tiled import CODEC_ERRORS, CURE_DAMAGED
 from histotl.wsi.readers.base import Pixels, TiledLevel
@@ -105,6 +106,10 @@ class DicomLevel:
             return self._codec.decode(data, out)
         except CODEC_ERRORS as error:
             raise self._error(tile, one_line(error)) from error
+
+    def streams(self, data: Sequence[bytes]) -> list[bytearray | None] | None:
+        """Tiles as JPEG files; see :class:`histotl.wsi.readers.base.JpegStreams`."""
+        return jpeg_streams(self._codec, data)
 
     def close(self) -> None:
         """Give the file back; calling twice does no harm."""

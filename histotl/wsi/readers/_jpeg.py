@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +38,12 @@ _HUFFMAN = (0xC0, 0xC1, 0xC2)
 _MARKER_AT_END = re.compile(rb"\xff[\xd0-\xd9]\Z")
 _FILL_MAX = 64
 """Fill bytes that an encoder may leave before the end marker; more are taken for lost pixels."""
+
+_STRAY = re.compile(rb"\xff[^\x00\xd0-\xd7]")
+"""A marker that has no place among the coded pixels of a baseline stream, such as the one that ends it."""
+
+_HOLE = bytes(512)
+"""Zeros that coded pixels hardly have, but a disk block that was never written has."""
 
 _EXTRA = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 
@@ -73,6 +80,9 @@ class JpegCodec:
         size: (width, height) that streams must have.
         factor: 1, or 2, 4, 8 for pixels shrunk so many times by the scaled inverse transform.
         before: Header that the tiles of an NDPI lack: they are stretches between two restart markers.
+
+    Attributes:
+        has_streams: Whether tiles are YCbCr in full size, so that :meth:`stream` may give them to other decoders.
     """
 
     def __init__(
@@ -80,6 +90,7 @@ class JpegCodec:
     ) -> None:
         transform = b"\x00" if photometric == RGB else b"\x01"
         shared = tables[2:-2] if tables[-2:] == b"\xff\xd9" else tables[2:]
+        self.has_streams = photometric == YCBCR and factor == 1
         self._start = b"\xff\xd8\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + transform + shared
         self._size, self._before = size, before
         self._shape = (-(-size[1] // factor), -(-size[0] // factor), 3)
@@ -98,10 +109,7 @@ class JpegCodec:
         if self._before:
             # The restart marker that ends the stretch stands where a stream of its own has the end marker.
             data = self._before + (data[:-2] if _MARKER_AT_END.search(data, len(data) - 2) else data) + b"\xff\xd9"
-        original, head = self._known
-        if not data.startswith(original):
-            header = self.header(data)
-            original, head = self._known = (data[: header.length], header.head)
+        original, head = self._heads(data)
         stream = b"".join((head, memoryview(data)[len(original) :]))
         pixels = np.empty(self._shape, np.uint8) if out is None else out
         try:
@@ -111,6 +119,39 @@ class JpegCodec:
                 raise JpegError(str(error)) from error
             simplejpeg.decode_jpeg(stream, buffer=pixels, strict=False, **self._wanted)
         return pixels
+
+    def stream(self, data: bytes) -> bytearray | None:
+        """The tile as a JPEG file for other decoders; see :class:`histotl.wsi.readers.base.JpegStreams`.
+
+        None where the tile is not YCbCr in its full size, where the header is not right, coded pixels have a marker in
+        their midst (progressive streams do) or a run of zeros, or the end marker is not where it should be. Damage of
+        other kinds, such as a flipped bit, only decoding can find.
+        """
+        if not self.has_streams:
+            return None
+        if self._before:
+            if not _MARKER_AT_END.search(data, len(data) - 2):
+                return None
+            data = self._before + data[:-2] + b"\xff\xd9"
+        try:
+            original, head = self._heads(data)
+        except JpegError:
+            return None  # decode() says what is wrong with it
+        stray = _STRAY.search(data, len(original))
+        if stray is None or stray[0] != b"\xff\xd9" or data.find(_HOLE, len(original)) >= 0:
+            return None
+        end = stray.end()
+        if data[end:].strip(b"\0"):  # some formats fill up to a whole number of words
+            return None
+        return bytearray().join((head, memoryview(data)[len(original) : end]))
+
+    def _heads(self, data: bytes) -> tuple[bytes, bytes]:
+        """The header of a stream, and what stands in its place for the decoder; JpegError where it is not right."""
+        known = self._known
+        if not data.startswith(known[0]):
+            header = self.header(data)
+            known = self._known = (data[: header.length], header.head)
+        return known
 
     def header(self, data: bytes) -> Header:
         """Check the header of a stream, and rewrite it.
@@ -151,6 +192,13 @@ class JpegCodec:
         if frame is None:
             raise JpegError("the JPEG has no frame header")
         return Header(width=frame[0], height=frame[1], subsampling=frame[2], length=position, head=b"".join(kept))
+
+
+def jpeg_streams(codec: object, data: Sequence[bytes]) -> list[bytearray | None] | None:
+    """Tiles as JPEG files, where a codec is one of JPEG; see :class:`histotl.wsi.readers.base.JpegStreams`."""
+    if not isinstance(codec, JpegCodec) or not codec.has_streams:
+        return None
+    return [codec.stream(item) for item in data]
 
 
 def _frame(marker: int, segment: bytes) -> tuple[int, int, str]:

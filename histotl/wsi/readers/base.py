@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +55,44 @@ class TiledLevel(Protocol):
 
         Raises:
             SlideReadError: The bytes cannot be decoded. Never returns made-up pixels instead.
+        """
+
+
+@runtime_checkable
+class JpegStreams(Protocol):
+    """What a tiled level may also be: one whose tiles a decoder of plain JPEG files can decode."""
+
+    def streams(self, data: Sequence[bytes]) -> list[bytearray | None] | None:
+        """Complete JPEG files for compressed tiles: tables in them, the colour model told, and of no other size.
+
+        Only YCbCr, since not every decoder heeds the marker that says RGB. Damage that can be seen without decoding
+        makes a tile None, so that the strict decoder of the level is the one to judge it.
+
+        Args:
+            data: What ``fetch`` gave.
+
+        Returns:
+            One for each tile, None where only ``decode`` will do; None in all where that is so for every tile of the
+            level.
+        """
+
+
+class BatchDecoder(Protocol):
+    """Decodes many JPEG files with one call, such as on a GPU; called by several threads at once."""
+
+    @property
+    def name(self) -> str:
+        """Such as ``nvjpeg``; stands in the provenance of what was made from its pixels."""
+
+    def decode(self, streams: Sequence[bytearray], outs: Sequence[Pixels]) -> list[bool]:
+        """Decode files of one size.
+
+        Args:
+            streams: Complete JPEG files of three components, YCbCr.
+            outs: C-contiguous uint8 (height, width, 3), all of one size: where the RGB pixels go.
+
+        Returns:
+            Which were decoded; the others are decoded again by the level itself, whatever is in their arrays.
         """
 
 
