@@ -28,8 +28,9 @@ def _close_to(found: np.ndarray, wanted: torch.Tensor) -> bool:
 
 def _end_to_end(inputs: Inputs, name: str, slide: Path) -> Case:
     spec, out = timm_spec(name), inputs.folder / f"embedded-{name}"
-    bare = Bare(spec, name, resident_tiles(slide, TileConfig(), RESIDENT), engine_threads(inputs))
-    count = embed(slide, out, spec).n_tiles
+    first = embed(slide, out, spec)
+    count = first.n_tiles
+    bare = Bare(spec, name, resident_tiles(slide, TileConfig(), RESIDENT), engine_threads(first))
     return Case(
         name=f"embed_slides, {name}, {count} tiles of 224 px",
         against=f"bare torch, loading and forward ({bare.form}) on resident float tiles (floor)",
@@ -66,7 +67,8 @@ def vit_small(inputs: Inputs) -> Case:
 def scattering_slide(inputs: Inputs) -> Case:
     """The default backbone, against its own forward pass."""
     slide, out = inputs.end, inputs.folder / "embedded-scattering"
-    tiles, threads, embedder = resident_tiles(slide, TileConfig()), engine_threads(inputs), load(SCATTERING)
+    tiles, embedder = resident_tiles(slide, TileConfig()), load(SCATTERING)
+    threads = engine_threads(embed(slide, out, SCATTERING))
 
     def forward() -> torch.Tensor:
         with torch.inference_mode(), torch_threads(threads):
@@ -111,7 +113,8 @@ def trident(inputs: Inputs) -> Case:
 def two_backbones(inputs: Inputs) -> Case:
     """One pass for both."""
     slide, out, names = inputs.end, inputs.folder / "both", (FAST, SECOND)
-    specs, threads = [timm_spec(name) for name in names], engine_threads(inputs)
+    specs = [timm_spec(name) for name in names]
+    threads = engine_threads(embed(slide, out, *specs))
     tiles = resident_tiles(slide, TileConfig(), RESIDENT)
     bare = [Bare(spec, name, tiles, threads) for spec, name in zip(specs, names, strict=True)]
     opened, grid = planned(slide, TileConfig())

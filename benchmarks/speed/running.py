@@ -13,8 +13,6 @@ import timm
 import torch
 
 from benchmarks.speed.harness import torch_threads
-from benchmarks.speed.inputs import Inputs
-from benchmarks.speed.sampling import Sample, sample_spec
 from histotl.backbones._network import NetworkEmbedder
 from histotl.backbones._preprocess import prepare
 from histotl.backbones.base import Backbone, Embedder
@@ -54,10 +52,9 @@ def features(out: Path, spec: str, slide: Path, tiling: TileConfig | None = None
         return file.read()
 
 
-def engine_threads(inputs: Inputs) -> int:
-    """Threads of torch while the engine's network runs, as a network that writes them down finds them."""
-    embed(inputs.slow, inputs.folder / "threads", sample_spec(inputs.folder))
-    return Sample.seen["threads"]
+def engine_threads(summary: RunSummary) -> int:
+    """Threads of torch that the engine gave the networks of a run: the bare ones get as many."""
+    return summary.telemetry.compute_threads if summary.telemetry is not None else torch.get_num_threads()
 
 
 class Bare:
