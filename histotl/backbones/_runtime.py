@@ -116,6 +116,8 @@ def accelerate(
         return embedder
     card = embedder.card
     if not isinstance(embedder, NetworkEmbedder):
+        if runtime == "compile":
+            raise UsageError(f"{card.name} is no network that --compile could compile", hint="leave out --compile")
         raise UsageError(f"{card.name} is no network that --runtime {runtime} could run", hint=_BACK)
     if runtime != "compile" and (device.type != "cpu" or half is not None):
         format_ = str(half).removeprefix("torch.") if half is not None else "fp32"

@@ -38,7 +38,7 @@ def choose_precision(asked: Precision, card: BackboneCard, device: torch.device)
     if card.fp32_only:
         return "fp32"
     if asked != "auto":
-        if device.type == "cpu" and asked != "fp32" and not cpu_has_half_units():
+        if device.type == "cpu" and asked != "fp32" and not cpu_has_units(asked):
             log.warning(
                 "this CPU has no units for %s: expect it to be about ten times slower than --precision fp32", asked
             )
@@ -88,9 +88,11 @@ def choose_planners(device: torch.device) -> int:
     return max(1, min(4, usable_cores() // (4 if device.type == "cuda" else 2)))
 
 
-def cpu_has_half_units() -> bool:
-    """Whether this CPU multiplies bf16 matrices itself (AMX or AVX512-BF16)."""
-    probes = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+def cpu_has_units(precision: str) -> bool:
+    """Whether this CPU multiplies matrices of ``bf16`` (AMX or AVX512-BF16) or ``fp16`` (AMX-FP16) itself."""
+    bf16 = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    names = ("_is_amx_fp16_supported",) if precision == "fp16" else bf16
+    probes = (getattr(torch.cpu, name, None) for name in names)
     return any(probe is not None and probe() for probe in probes)
 
 

@@ -19,6 +19,7 @@ from typing import cast
 
 import torch
 
+from histotl.backbones._network import NetworkEmbedder
 from histotl.core.device import choose_device
 from histotl.core.errors import StoreError
 from histotl.core.progress import Report, silent
@@ -246,6 +247,7 @@ class _Engine:
             jpeg_tiles=totals.jpeg_tiles,
             fallback_tiles=totals.fallback_tiles,
             mbytes_read=totals.bytes_read / 1e6,
+            convertible=all(isinstance(model.embedder, NetworkEmbedder) for model in self.models),
             peak_rss_mb=peak_rss_mb(),
             peak_gpu_mb=torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else 0.0,
         )

@@ -70,6 +70,7 @@ class Telemetry:
         jpeg_tiles: Compressed tiles of the files that were decoded directly.
         fallback_tiles: Tiles read region by region, because the format or a missing tile does not allow more.
         mbytes_read: Compressed megabytes fetched directly.
+        convertible: Whether torch runs every backbone as it is, and another runtime or a compiler could.
         peak_rss_mb: Most memory of the process, MiB; 0 where the system does not say.
         peak_gpu_mb: Most memory of the GPU held by tensors, MiB.
         tiles_per_s: Tiles embedded a second of wall time.
@@ -89,6 +90,7 @@ class Telemetry:
     jpeg_tiles: int = 0
     fallback_tiles: int = 0
     mbytes_read: float = 0.0
+    convertible: bool = True
     peak_rss_mb: float = 0.0
     peak_gpu_mb: float = 0.0
     tiles_per_s: float = field(init=False)
@@ -111,14 +113,19 @@ def _bottleneck(run: Telemetry) -> str:
     if not run.n_tiles or run.wall_s <= 0:
         return ""
     waited = run.seconds.get(WAITING, 0.0) / run.wall_s
-    if waited > _HUNGRY:
-        return _hungry(run, waited)
     on_gpu = run.device.startswith("cuda")
     transform, forward = run.seconds.get("transform", 0.0), run.seconds.get("forward", 0.0)
+    # A GPU must never starve; a CPU that works longer than it waits is itself what limits, whatever the first slide's
+    # planning took.
+    if waited > _HUNGRY and (on_gpu or waited * run.wall_s > transform + forward):
+        return _hungry(run, waited)
     if transform > forward:
         return f"stain normalisation: {transform / run.wall_s:.0%} of the time; --stain none, or a GPU"
-    cpu = "--runtime openvino or --compile, --precision bf16 where the CPU has units for it, or a GPU"
-    cure = "--compile, or a larger GPU" if on_gpu else cpu
+    if run.convertible:
+        cpu = "--runtime openvino or --compile, --precision bf16 where the CPU has units for it, or a GPU"
+        cure = "--compile, or a larger GPU" if on_gpu else cpu
+    else:
+        cure = "a larger GPU, or a smaller --backbone" if on_gpu else "a GPU, or a smaller --backbone"
     return f"the network: {run.device} was busy {run.device_busy:.0%} of the time; {cure}"
 
 

@@ -143,7 +143,12 @@ def test_a_missing_library_is_named(runtime: str, monkeypatch: pytest.MonkeyPatc
 def test_only_networks_can_be_given_away(runtime: str) -> None:
     with pytest.raises(UsageError, match="scattering is no network") as caught:
         use(create("backbone", "scattering").load(CPU), runtime)
-    assert caught.value.hint == "use --runtime torch"
+    # The flag that was typed: there is no --runtime compile.
+    flag, cure = {"compile": ("--compile", "leave out --compile")}.get(
+        runtime, (f"--runtime {runtime}", "use --runtime torch")
+    )
+    assert flag in caught.value.message
+    assert caught.value.hint == cure
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])

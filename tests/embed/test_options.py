@@ -89,6 +89,15 @@ def test_precision():
     assert choose_precision("bf16", fp32_only, CPU) == "fp32"
 
 
+def test_units_for_bf16_are_none_for_fp16(monkeypatch, caplog):
+    for name in ("_is_amx_tile_supported", "_is_amx_fp16_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: name == "_is_avx512_bf16_supported", raising=False)
+    assert choose_precision("bf16", CARD, CPU) == "bf16"
+    assert not caplog.records
+    assert choose_precision("fp16", CARD, CPU) == "fp16"
+    assert "no units for fp16" in caplog.text
+
+
 def test_precision_on_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     assert choose_precision("auto", CARD, GPU) == "bf16"

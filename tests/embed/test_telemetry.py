@@ -44,6 +44,19 @@ def test_the_bottleneck_is_named_with_a_flag():
     assert told(n_tiles=0).bottleneck == ""
 
 
+def test_a_cpu_that_works_longer_than_it_waits_is_the_bottleneck():
+    seconds = {"wait": 2.0, "plan": 9.0, "forward": 7.5}
+    assert told(seconds=seconds).bottleneck.startswith("the network")
+    assert told(seconds=seconds, device="cuda:0").bottleneck.startswith("finding tissue")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_flags_that_would_be_refused_are_not_named(device):
+    said = told(device=device, convertible=False).bottleneck
+    assert not any(flag in said for flag in ("--runtime", "--compile", "--precision"))
+    assert "a smaller --backbone" in said
+
+
 def test_rate_and_line():
     assert told().tiles_per_s == 100
     assert told().line == "cpu busy 90%; of the wall time: decode 10%, forward 90%"

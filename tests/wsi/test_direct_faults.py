@@ -300,6 +300,35 @@ def test_closed_levels_read_nothing_and_leave_nothing_open(slide: Path) -> None:
     assert handles(slide) == 0
 
 
+def test_the_bytes_of_another_file_are_not_taken(tmp_path: Path) -> None:
+    # Uncompressed files of one size are laid out alike: nothing else would betray the exchange.
+    image = content(512, 512)
+    path, other = tmp_path / "a.tif", tmp_path / "b.tif"
+    for file, pixels in ((path, image), (other, 255 - image)):
+        tifffile.imwrite(file, pixels, tile=(128, 128), photometric="rgb", metadata=None)
+    os.utime(other, ns=(0, 0))
+    assert other.stat().st_size == path.stat().st_size
+    backend = OpenSlideBackend(path)
+    level = level_of(backend)
+    before = level.fetch([3])
+    other.replace(path)
+    assert level.fetch([3]) == before, "this thread's handle is of the first file"
+    found: list[SlideReadError] = []
+
+    def read_in_another_thread() -> None:
+        with pytest.raises(SlideReadError) as caught:
+            level.fetch([3])
+        found.append(caught.value)
+
+    thread = threading.Thread(target=read_in_another_thread)
+    thread.start()
+    thread.join()
+    assert found[0].message == "a.tif: the file has changed since it was opened"
+    backend.close()
+    with pytest.raises(SlideReadError, match=r"^a\.tif: the slide is closed"):
+        level.fetch([3])
+
+
 def test_several_threads_read_one_level(slide: Path) -> None:
     backend = OpenSlideBackend(slide)
     tiled = level_of(backend)

@@ -25,10 +25,12 @@ class FilePerThread:
 
     Args:
         path: The file.
+        state: Size and time of change that it must have whenever a handle is opened, as :func:`state_of` tells them;
+            anything when None. Where the tiles lie was read from that file, so the bytes of another are none of them.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, state: tuple[int, int] | None = None) -> None:
+        self.path, self._state = path, state
         self._own = threading.local()
         self._open: list[int] = []
         self._lock = threading.Lock()
@@ -40,10 +42,12 @@ class FilePerThread:
         """Bytes from a place in the file; fewer where it ends.
 
         Raises:
-            SlideReadError: It is closed, or cannot be read.
+            SlideReadError: It is closed, has changed, or cannot be read.
         """
         try:
             return _read_at(self._handle(), offset, size)
+        except SlideReadError:  # an OSError too, and says what is wrong already
+            raise
         except OSError as error:
             fact = f"{self.path.name}: {size} bytes at {offset} cannot be read: {one_line(error)}"
             raise SlideReadError(fact, hint="check the disk or the network share, then run again") from error
@@ -60,6 +64,10 @@ class FilePerThread:
         handle: int | None = getattr(self._own, "handle", None)
         if handle is None:
             handle = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            if self._state not in (None, state_of(os.fstat(handle))):
+                os.close(handle)
+                fact = f"{self.path.name}: the file has changed since it was opened"
+                raise SlideReadError(fact, hint="run again when nothing writes to it any more")
             with self._lock:
                 if self.closed:
                     os.close(handle)
@@ -67,6 +75,11 @@ class FilePerThread:
                 self._open.append(handle)
             self._own.handle = handle
         return handle
+
+
+def state_of(stat: os.stat_result) -> tuple[int, int]:
+    """What tells a file from the one that was there before: its size in bytes and its time of change in ns."""
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _close_all(handles: list[int]) -> None:

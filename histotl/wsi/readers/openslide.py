@@ -18,7 +18,7 @@ from histotl.core.units import round_px
 from histotl.core.values import SlideInfo
 from histotl.wsi.readers._describe import describe
 from histotl.wsi.readers._direct import LevelPlan, plan_levels, with_scaled_levels
-from histotl.wsi.readers._files import FilePerThread
+from histotl.wsi.readers._files import FilePerThread, state_of
 from histotl.wsi.readers._pixels import composite, one_line
 from histotl.wsi.readers._tiled import CURE_DAMAGED, TiffTiles, TileRegions
 from histotl.wsi.readers.base import Pixels, TiledLevel
@@ -81,10 +81,12 @@ class _Index:
     Args:
         info: As OpenSlide says.
         plans: How to read each level directly.
+        state: Size and time of change of the file that all this was read from.
     """
 
     info: SlideInfo
     plans: Sequence[LevelPlan]
+    state: tuple[int, int]
 
 
 class OpenSlideBackend:
@@ -176,7 +178,7 @@ class OpenSlideBackend:
         if plan.page is None or plan.decoder is None:
             return None
         if self._file is None:
-            self._file = FilePerThread(self._path)
+            self._file = FilePerThread(self._path, self._index.state)
         return TiffTiles(plan.page, self._file, plan.decoder.codec_for(plan.factor), plan.factor)
 
     def _dicom(self) -> Sequence[DicomLevel | str]:
@@ -243,17 +245,17 @@ def _indexed(path: Path) -> tuple[_Index, OpenSlide | None]:
     Copies of a slide in other threads find what the first one parsed; a changed file is another file.
     """
     try:
-        stat = path.stat()
+        state = state_of(path.stat())
     except OSError as error:
         raise SlideOpenError(f"{path.name}: {one_line(error)}", hint="check the path") from error
-    key = (str(path), stat.st_size, stat.st_mtime_ns)
+    key = (str(path), *state)
     with _known_lock:
         found = _known.get(key)
     if found is not None:
         return found, None
     slide = _open(path)
     info = describe(path, slide)
-    index = _Index(info=info, plans=plan_levels(path, info, slide.properties))
+    index = _Index(info=info, plans=plan_levels(path, info, slide.properties), state=state)
     # Formats of several files may change without this one changing.
     if any(plan.page is not None for plan in index.plans):
         with _known_lock:
