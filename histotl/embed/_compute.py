@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from histotl.backbones._network import NetworkEmbedder
 from histotl.embed._models import Model
-from histotl.embed.telemetry import Clock
+from histotl.embed.telemetry import Clock, Telemetry, peak_rss_mb
 
 IN_FLIGHT = 2
 """Batches queued on a GPU: one that it works on and one that is next. More would only take memory."""
@@ -138,6 +140,26 @@ class Compute:
         for name, (start, stop) in zip(_MARKS, ((0, 1), (2, 3), (3, 4)), strict=True):
             self._clock.add(name, _elapsed_s(marks[start], marks[stop]))
         release()
+
+
+def measured(
+    clock: Clock, models: Sequence[Model], device: torch.device, *, wall_s: float, n_tiles: int, **facts: Any
+) -> Telemetry:
+    """The telemetry of a run from its clock and its device; ``facts`` are its other fields."""
+    seconds = clock.seconds
+    busy = (seconds["transform"] + seconds["forward"]) / wall_s if wall_s > 0 else 0.0
+    return Telemetry(
+        seconds=seconds,
+        wall_s=wall_s,
+        n_tiles=n_tiles,
+        device=str(device),
+        device_busy=min(1.0, busy),
+        convertible=all(isinstance(model.embedder, NetworkEmbedder) for model in models),
+        compute_threads=torch.get_num_threads(),
+        peak_rss_mb=peak_rss_mb(),
+        peak_gpu_mb=torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else 0.0,
+        **facts,
+    )
 
 
 def _event(*, timing: bool = False) -> torch.cuda.Event:

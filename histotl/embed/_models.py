@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -13,11 +14,12 @@ import torch
 from histotl.backbones._half import hold_half
 from histotl.backbones._runtime import accelerate
 from histotl.backbones.base import Backbone, Embedder
-from histotl.core.errors import HistotlError, SetupError, UsageError
+from histotl.core.errors import HistotlError, SetupError, StoreError, UsageError
 from histotl.core.registry import canonical, create
 from histotl.core.values import BackboneCard, FeatureIdentity, TileSpec
 from histotl.embed.config import EmbedConfig
 from histotl.embed.device import FORMATS, choose_precision, fixed_batch, share_cores
+from histotl.store.embeddings import open_embeddings
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +142,18 @@ def _prepared(embedder: Embedder, compute: str, config: EmbedConfig, device: tor
         device=device,
         half=half,
     )
+
+
+def warn_of_other_identity(path: Path, model: Model) -> None:
+    """Say that a file which is there has features of another identity than a model would put into its folder."""
+    try:
+        identity = open_embeddings(path).identity
+    except StoreError:
+        return  # damaged: said when its turn comes
+    changes = ["it is not of histotl"] if identity is None else identity.differences(model.identity)
+    if changes:
+        fact = "%s has features made with other options (%s); those of the same slides are replaced. "
+        log.warning(fact + "Give another output folder to keep both", path.parent, "; ".join(changes))
 
 
 def _refuse_equal_names(models: Sequence[Model]) -> None:

@@ -19,31 +19,29 @@ from typing import cast
 
 import torch
 
-from histotl.backbones._network import NetworkEmbedder
 from histotl.core.device import choose_device
-from histotl.core.errors import StoreError
 from histotl.core.progress import Report, silent
 from histotl.core.provenance import Provenance
 from histotl.core.registry import canonical, create
 from histotl.core.values import SlideEntry, SlideInfo, TileGrid
 from histotl.embed._batch_size import choose_batches
 from histotl.embed._claim import claim
-from histotl.embed._compute import Compute
+from histotl.embed._compute import Compute, measured
 from histotl.embed._decoder import DecoderChoice
 from histotl.embed._filing import Filing
-from histotl.embed._flow import Flow, ReadTotals
+from histotl.embed._flow import Flow
 from histotl.embed._job import SlideJob, Work
-from histotl.embed._models import Model, load_models
+from histotl.embed._models import Model, load_models, warn_of_other_identity
 from histotl.embed._plan import plan_slide, sample_rows, source_digest, tissue_segmenter
 from histotl.embed._reading import Feed
 from histotl.embed._slides import Account, list_entries, open_entry
 from histotl.embed.config import EmbedConfig, TileConfig
 from histotl.embed.device import choose_planners, choose_workers, compute_settings
 from histotl.embed.summary import RunSummary
-from histotl.embed.telemetry import Clock, Telemetry, peak_rss_mb
+from histotl.embed.telemetry import Clock
 from histotl.image.stain.base import StainNormalizer, StainTransform
 from histotl.store import layout
-from histotl.store.embeddings import EmbeddingsMeta, EmbeddingsWriter, is_current, open_embeddings
+from histotl.store.embeddings import EmbeddingsMeta, EmbeddingsWriter, is_current
 from histotl.wsi.slide import Slide
 from histotl.wsi.tiles import TileReader, read_tiles
 from histotl.wsi.tissue.base import TissueSegmenter
@@ -147,21 +145,30 @@ class _Engine:
                 flow.over(entries, self.prepare)
         finally:
             account.write_failures()
-        return account.summary(self._telemetry(account, device, readers, planners, feed.batch_size, flow.totals))
+        if not account.n_tiles:
+            return account.summary()
+        telemetry = measured(
+            self.clock,
+            self.models,
+            device,
+            wall_s=account.seconds,
+            n_tiles=account.n_tiles,
+            batch_size=feed.batch_size,
+            readers=readers,
+            planners=planners,
+            decoder=self.decoding.name,
+            jpeg_tiles=flow.totals.jpeg_tiles,
+            fallback_tiles=flow.totals.fallback_tiles,
+            mbytes_read=flow.totals.bytes_read / 1e6,
+        )
+        return account.summary(telemetry)
 
     def warn_of_replacement(self) -> None:
         """Say, before the work, that files made with other options are where the new ones go: a folder has one kind."""
         for model in self.models:
             folder = layout.features_path(self.out, self.tiling.spec, model.card, "any").parent
             for path in sorted(folder.glob("*.h5"))[:1]:
-                try:
-                    identity = open_embeddings(path).identity
-                except StoreError:
-                    return  # damaged: said when its slide comes
-                changes = ["it is not of histotl"] if identity is None else identity.differences(model.identity)
-                if changes:
-                    fact = "%s has features made with other options (%s); those of the same slides are replaced. "
-                    log.warning(fact + "Give another output folder to keep both", folder, "; ".join(changes))
+                warn_of_other_identity(path, model)
 
     def prepare(self, entry: SlideEntry) -> SlideJob:
         """Open, lock, plan, fit the stain, begin the files; in a planner, while earlier slides are being embedded."""
@@ -219,38 +226,6 @@ class _Engine:
             "tissue": canonical(self.segmenter),
         }
         return Provenance.now(specs=specs, inputs={"slide": info.fingerprint})
-
-    def _telemetry(
-        self,
-        account: Account,
-        device: torch.device,
-        readers: int,
-        planners: int,
-        batch_size: int,
-        totals: ReadTotals,
-    ) -> Telemetry | None:
-        if not account.n_tiles:
-            return None
-        seconds, wall = self.clock.seconds, account.seconds
-        on_gpu = device.type == "cuda"
-        return Telemetry(
-            seconds=seconds,
-            wall_s=wall,
-            n_tiles=account.n_tiles,
-            device=str(device),
-            device_busy=min(1.0, (seconds["transform"] + seconds["forward"]) / wall) if wall else 0.0,
-            batch_size=batch_size,
-            readers=readers,
-            planners=planners,
-            decoder=self.decoding.name,
-            compute_threads=torch.get_num_threads(),
-            jpeg_tiles=totals.jpeg_tiles,
-            fallback_tiles=totals.fallback_tiles,
-            mbytes_read=totals.bytes_read / 1e6,
-            convertible=all(isinstance(model.embedder, NetworkEmbedder) for model in self.models),
-            peak_rss_mb=peak_rss_mb(),
-            peak_gpu_mb=torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else 0.0,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -26,16 +26,16 @@ from histotl.core.progress import Report, Step, silent
 from histotl.core.provenance import Provenance
 from histotl.core.registry import canonical, create
 from histotl.embed._claim import claim
-from histotl.embed._compute import Compute, Features
+from histotl.embed._compute import Compute, Features, measured
 from histotl.embed._filing import Filing
 from histotl.embed._interrupt import unbroken
-from histotl.embed._models import Model, load_models
+from histotl.embed._models import Model, load_models, warn_of_other_identity
 from histotl.embed._patch_set import Patch, PatchFacts, inspect_patch, list_patches, read_patch, set_name
 from histotl.embed._reading import Batch, Feed, Turn
 from histotl.embed.config import EmbedConfig
 from histotl.embed.device import choose_workers, compute_settings, fixed_batch, largest_batch
 from histotl.embed.summary import Failure, RunSummary, write_failures
-from histotl.embed.telemetry import Clock
+from histotl.embed.telemetry import WAITING, Clock, Telemetry
 from histotl.image.stain.base import StainNormalizer
 from histotl.store import layout
 from histotl.store.embeddings import EmbeddingsMeta, EmbeddingsWriter, is_current
@@ -90,9 +90,11 @@ def embed_patches(
             source=_source(patches, facts),
             failed=failed,
         )
+        for model in () if config.overwrite else models:
+            if run.path(model).is_file():
+                warn_of_other_identity(run.path(model), model)
         state, todo = ("current", ()) if failed else claim(models, run.path, run.is_current, held)
-        if state == "ready":
-            run.embed(todo)
+        telemetry = run.embed(todo) if state == "ready" else None
     failed = sorted(run.failed, key=lambda failure: failure.slide_id)
     write_failures(out, failed, keep=[patch.text for patch in patches] if state == "busy" else ())
     done = state == "ready" and not failed
@@ -103,6 +105,7 @@ def embed_patches(
         failed=tuple(failed),
         n_tiles=len(patches) if done else 0,
         seconds=time.monotonic() - started,
+        telemetry=telemetry if done else None,
     )
 
 
@@ -121,6 +124,7 @@ class _PatchRun:
     report: Report
     source: str
     failed: list[Failure] = field(default_factory=list)
+    clock: Clock = field(default_factory=Clock)
 
     def path(self, model: Model) -> Path:
         """Where the features of a model go."""
@@ -130,9 +134,9 @@ class _PatchRun:
         """Whether the file is there and need not be made again."""
         return not self.config.overwrite and is_current(self.path(model), model.identity, self.source)
 
-    def embed(self, models: Sequence[Model]) -> None:
+    def embed(self, models: Sequence[Model]) -> Telemetry:
         """Read and embed all; seals the files only when no image failed."""
-        clock = Clock()
+        clock, began = self.clock, time.monotonic()
         compute = Compute(self.device, clock)
         feed = Feed[_SameSize, _SameSize](
             readers=self.workers, batch_size=self._batch_size(), pin=self.device.type == "cuda"
@@ -140,7 +144,8 @@ class _PatchRun:
         with ExitStack() as open_files, feed, Filing(clock) as filing:
             writers = [self._writer(model, models, open_files) for model in models]
             puts, done = [], 0
-            for event in feed.over(self._groups(), lambda group: group):
+            events = feed.over(self._groups(), lambda group: group)
+            while (event := self._next(events)) is not None:
                 if isinstance(event, Turn):
                     continue  # closed with the feed: a group holds nothing
                 rows = self._rows(event)
@@ -154,6 +159,22 @@ class _PatchRun:
                 put.result()
             if not self.failed:
                 filing.seal(writers).result()
+        return measured(
+            clock,
+            models,
+            self.device,
+            wall_s=time.monotonic() - began,
+            n_tiles=len(self.patches),
+            batch_size=feed.batch_size,
+            readers=self.workers,
+            planners=1,
+        )
+
+    def _next(
+        self, events: Iterator[Turn[_SameSize, _SameSize] | _PatchBatch]
+    ) -> Turn[_SameSize, _SameSize] | _PatchBatch | None:
+        with self.clock.stage(WAITING):
+            return next(events, None)
 
     def _batch_size(self) -> int:
         """Images of one size are few and their sizes many: no trial, as for slides, would pay."""
@@ -163,8 +184,9 @@ class _PatchRun:
 
     def _rows(self, batch: _PatchBatch) -> npt.NDArray[np.int64]:
         """Places in the set of the patches of a batch, all read."""
-        for segment in batch.segments:
-            segment.is_read()
+        with self.clock.stage(WAITING):
+            for segment in batch.segments:
+                segment.is_read()
         return np.concatenate([segment.turn.item.rows[segment.rows] for segment in batch.segments])
 
     def _compute(
@@ -186,7 +208,13 @@ class _PatchRun:
         for row, fact in enumerate(self.facts):
             rows.setdefault(fact.shape, []).append(row)
         return [
-            _SameSize(tile_shape=shape, rows=np.array(members, np.int64), patches=self.patches, failed=self.failed)
+            _SameSize(
+                tile_shape=shape,
+                rows=np.array(members, np.int64),
+                patches=self.patches,
+                failed=self.failed,
+                clock=self.clock,
+            )
             for shape, members in rows.items()
         ]
 
@@ -237,6 +265,7 @@ class _SameSize:
     rows: npt.NDArray[np.int64]
     patches: Sequence[Patch]
     failed: list[Failure]
+    clock: Clock
 
     @property
     def n_tiles(self) -> int:
@@ -250,7 +279,8 @@ class _SameSize:
         for position, row in enumerate(self.rows[rows].tolist()):
             patch = self.patches[row]
             try:
-                out[position] = read_patch(patch)
+                with self.clock.stage("decode"):
+                    out[position] = read_patch(patch)
             except SlideError as error:
                 # What stays in its place is never filed: with a failure on the list no file is sealed.
                 self.failed.append(Failure.of(patch.text, patch.path, error))

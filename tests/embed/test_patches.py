@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -182,3 +183,16 @@ def test_tables_of_spreadsheets(patch_set, delimiter):
     text = patch_set.read_text()
     patch_set.write_text("\ufeff" + text.replace(",", delimiter), encoding="utf-8")
     assert len(list_patches(patch_set)) == 12
+
+
+def test_a_patch_set_tells_where_its_time_went_and_what_it_replaces(patch_set, tmp_path, config, caplog):
+    out = tmp_path / "out"
+    told = embed_patches(patch_set, out, config=config).telemetry
+    assert told is not None
+    assert told.n_tiles == 12
+    assert told.seconds["decode"] > 0
+    assert told.bottleneck
+    assert embed_patches(patch_set, out, config=config).telemetry is None
+    assert not caplog.records
+    embed_patches(patch_set, out, config=dataclasses.replace(config, dtype="fp16"))
+    assert "dtype: 'fp32' != 'fp16'" in caplog.text
