@@ -31,6 +31,9 @@ from histotl.wsi.tissue.base import TissueSegmenter
 PREVIEW_PX = 1024
 """Longer side of the preview pictures."""
 
+LEAST_PREVIEW_PX = 384
+"""The same of slides so small that a coarser level will do."""
+
 
 def tissue_segmenter(tiling: TileConfig) -> TissueSegmenter:
     """The segmenter that the options name."""
@@ -102,12 +105,19 @@ def _write_pictures(slide: Slide, mask: TissueMask, grid: TileGrid, out: Path) -
 
 
 def _overview(slide: Slide, mask: TissueMask) -> Pixels:
-    """The whole slide, ``PREVIEW_PX`` long: of the picture that the tissue was found on where that is large enough."""
+    """The whole slide, ``PREVIEW_PX`` long: of the picture that the tissue was found on where that is large enough.
+
+    Biopsies are many and small: for them a level that is as it is large enough to judge an outline by is taken, instead
+    of decoding all of a finer one, which would cost as much as reading their tiles.
+    """
     info = slide.info
     if mask.image is not None and max(mask.image.shape[:2]) >= min(PREVIEW_PX, max(info.width, info.height)):
         return shrink_picture(mask.image, PREVIEW_PX)
     longest_um = max(info.width * info.mpp_x, info.height * info.mpp_y)
-    image, _ = slide.thumbnail(max(info.mpp, longest_um / PREVIEW_PX))
+    sides = [max(level.width, level.height) for level in info.levels]
+    enough = [side for side in sides if LEAST_PREVIEW_PX <= side <= PREVIEW_PX]
+    wanted = max(enough) if enough and sides[0] <= 2 * PREVIEW_PX else PREVIEW_PX
+    image, _ = slide.thumbnail(max(info.mpp, longest_um / wanted))
     return image
 
 
