@@ -145,6 +145,8 @@ def test_regions_hold_all_that_the_filter_needs(
     windows = place(np.array(places), size, (out, out))
     work = Workspace()
     image = noise(int(950 + size[1] + 5 * scale * stretch), int(950 + size[0] + 5 * scale))[:2400, :2400]
+    # Of middling levels: Pillow chooses the order of its two passes by the sizes, and between them it clips overshoots.
+    image = image // 2 + 64
     for row, corner in enumerate(places):
         alone = place(np.array([corner]), size, (out, out))
         for mine, other in ((windows.first, alone.first), (windows.last, alone.last), (windows.halo, alone.halo)):
