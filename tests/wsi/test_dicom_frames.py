@@ -594,17 +594,3 @@ def test_many_threads_and_close(simple: Dicom, tmp_path: Path) -> None:
     level.close()
     with pytest.raises(SlideReadError, match="closed"):
         level.fetch([0])
-
-
-def test_shrinking_while_decoding(simple: Dicom, picture: Pixels, tmp_path: Path) -> None:
-    level = only_level(simple.write(tmp_path / "a.dcm"))
-    for factor in (2, 4, 8):
-        small = level.scaled(factor)
-        assert small is not None
-        assert small.tile_size == (TILE // factor, TILE // factor)
-        wanted = {"min_height": TILE // factor, "min_width": TILE // factor, "min_factor": factor}
-        for tile, data in enumerate(small.fetch(range(12))):
-            assert np.array_equal(small.decode(tile, data), simplejpeg.decode_jpeg(data, **wanted))
-    frames = [native(tile) for tile in tiles_of(picture)]
-    plain = Dicom(frames=frames, size=(200, 150), syntax=NATIVE, photometric="RGB")
-    assert only_level(plain.write(tmp_path / "b" / "a.dcm")).scaled(2) is None

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from histotl.wsi.readers._codecs import FACTORS
 from histotl.wsi.readers._dicom_header import JPEG, JPEG2000, NATIVE, DicomImage
 from histotl.wsi.readers._jpeg import RGB, YCBCR, JpegCodec
 from histotl.wsi.readers._tiled import Codec
@@ -28,12 +27,10 @@ class FrameCoding:
     Args:
         codec: Decodes one.
         look: Says how, such as ``JPEG 256×256, RGB 4:4:4``, from a frame's header; ValueError where it is another kind.
-        scaled: Makes the codec that also shrinks 2, 4 or 8 times; None where there is none.
     """
 
     codec: Codec
     look: Callable[[bytes], str]
-    scaled: Callable[[int], Codec] | None = None
 
 
 def coding_of(image: DicomImage) -> FrameCoding:
@@ -45,18 +42,13 @@ def coding_of(image: DicomImage) -> FrameCoding:
     width, height = size = image.tile_size
     colours = {"RGB": "RGB", "YBR_FULL_422": "YCbCr", "YBR_ICT": "RGB", "YBR_RCT": "RGB"}.get(image.photometric, "")
     if image.syntax == JPEG and image.photometric in ("RGB", "YBR_FULL_422"):
-
-        def codec(factor: int) -> JpegCodec:
-            # The attribute decides, whatever markers or names of components the stream itself has.
-            photometric = RGB if image.photometric == "RGB" else YCBCR
-            return JpegCodec(tables=b"", photometric=photometric, size=size, factor=factor)
+        # The attribute decides, whatever markers or names of components the stream itself has.
+        whole = JpegCodec(tables=b"", photometric=RGB if image.photometric == "RGB" else YCBCR, size=size)
 
         def look(data: bytes) -> str:
             return f"JPEG {width}×{height}, {colours} {whole.header(data).subsampling}"
 
-        whole = codec(1)
-        even = width % max(FACTORS) == 0 and height % max(FACTORS) == 0
-        return FrameCoding(codec=whole, look=look, scaled=codec if even else None)
+        return FrameCoding(codec=whole, look=look)
     if image.syntax in JPEG2000 and colours == "RGB":
         jpeg2000 = _Jpeg2000Codec(size=size)
         return FrameCoding(codec=jpeg2000, look=jpeg2000.look)

@@ -38,7 +38,6 @@ class DicomLevel:
 
     Args:
         image: The file.
-        factor: How many times the decoder shrinks frames: 1, or 2, 4, 8 where they are JPEG.
 
     Attributes:
         words: How frames are coded, such as ``JPEG 256×256, YCbCr 4:2:0``.
@@ -47,14 +46,12 @@ class DicomLevel:
         ValueError: Its frames are no grid of tiles, or coded in a way that OpenSlide does not read.
     """
 
-    def __init__(self, image: DicomImage, factor: int = 1) -> None:
+    def __init__(self, image: DicomImage) -> None:
         self._image, self._grid = image, _grid(image)
         self._coding = coding = coding_of(image)
-        if factor > 1 and coding.scaled is None:
-            raise ValueError(f"frames that cannot be shrunk {factor} times while they are decoded")
-        self._codec = coding.codec if factor == 1 or coding.scaled is None else coding.scaled(factor)
+        self._codec = coding.codec
         width, height = image.tile_size
-        self._tile_shape = (height // factor, width // factor, 3)
+        self._tile_shape = (height, width, 3)
         self._present = self._grid >= 0
         self._present.flags.writeable = False
         self._file = FilePerThread(image.path)
@@ -62,10 +59,6 @@ class DicomLevel:
         # Levels of a slide are many, and most are never read: no handle is kept from the look.
         self._file.close()
         self._file = FilePerThread(image.path)
-
-    def scaled(self, factor: int) -> DicomLevel | None:
-        """The same tiles, 2, 4 or 8 times smaller by the decoder's inverse transform; None where it cannot."""
-        return DicomLevel(self._image, factor) if self._coding.scaled else None
 
     @property
     def tile_size(self) -> tuple[int, int]:

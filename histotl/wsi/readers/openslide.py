@@ -150,7 +150,7 @@ class OpenSlideBackend:
         if tiles is None:
             return f"through OpenSlide: {self._reason(level)}"
         decoder, factor = self._plans[level].decoder, self._plans[level].factor
-        words = f"direct: {decoder.words}" if decoder else "direct: {}×{}, DICOM frames".format(*tiles.tile_size)
+        words = f"direct: {decoder.words if decoder else _dicom_words(tiles)}"
         missing = int(np.count_nonzero(~tiles.present))
         shrunk = f", shrunk {factor} times by the inverse transform of JPEG" if factor > 1 else ""
         return words + shrunk + (f"; {missing} missing tiles through OpenSlide" if missing else "")
@@ -274,3 +274,10 @@ def _open(path: Path) -> OpenSlide:
     except (openslide.OpenSlideError, OSError) as error:
         cure = "copy the file again from where it came; convert other formats to pyramidal TIFF"
         raise SlideOpenError(f"{path.name}: {one_line(error)}", hint=cure) from error
+
+
+def _dicom_words(tiles: TiledLevel) -> str:
+    """How the frames of a DICOM level are coded."""
+    from histotl.wsi.readers._dicom_frames import DicomLevel  # needed for few slides
+
+    return f"DICOM {tiles.words}" if isinstance(tiles, DicomLevel) else "DICOM frames"
