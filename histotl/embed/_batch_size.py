@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import torch
 
+from histotl.embed._accelerator import Accelerator
 from histotl.embed._models import Model
 from histotl.embed.config import EmbedConfig
 from histotl.embed.device import CPU_SIZES, GPU_SIZES, fixed_batch, largest_batch
@@ -22,8 +23,8 @@ log = logging.getLogger(__name__)
 _GAIN = 1.03
 """A larger batch must be faster by this factor: below it only memory is spent."""
 
-_GPU_MEMORY = 0.8
-"""Share of the GPU's memory that the largest batch may take."""
+_MEMORY = 0.8
+"""Share of a GPU's memory that the largest batch may take."""
 
 
 class BatchTuner:
@@ -69,61 +70,61 @@ class BatchTuner:
 
 
 def choose_batches(
-    config: EmbedConfig, models: Sequence[Model], device: torch.device, tile_px: int
+    config: EmbedConfig, models: Sequence[Model], accelerator: Accelerator, tile_px: int
 ) -> tuple[int, int, BatchTuner | None]:
     """Batch size to begin with, the most that a batch may hold, and what changes it on the way.
 
     Args:
         config: Says a size, or 0 for the fastest.
         models: Run one after the other on the same tiles.
-        device: Where they are.
+        accelerator: Where they are.
         tile_px: Side of a tile.
     """
+    device = accelerator.device
     most = largest_batch(config, device, tile_px)
     if config.batch_size or config.compile or config.runtime != "torch":
         size = config.batch_size or min(most, fixed_batch(device))
         return size, size, None
     if device.type == "cuda":
-        size = find_gpu_batch_size(models, device, tile_px, most=most)
+        size = find_batch_size(models, accelerator, tile_px, [size for size in GPU_SIZES if size <= most])
         return size, size, None
     tuner = BatchTuner([size for size in CPU_SIZES if size <= most] or [most])
     return tuner.batch_size, most, tuner
 
 
-def find_gpu_batch_size(models: Sequence[Model], device: torch.device, tile_px: int, *, most: int) -> int:
-    """The smallest batch size that is as fast as any, within the memory of the GPU.
+def find_batch_size(models: Sequence[Model], accelerator: Accelerator, tile_px: int, sizes: Sequence[int]) -> int:
+    """The smallest batch size that is as fast as any, within the memory of the device.
 
     Args:
         models: Run one after the other on the same tiles.
-        device: The GPU.
+        accelerator: Where they are.
         tile_px: Side of a tile.
-        most: Largest size to try.
+        sizes: To try, ascending.
     """
-    total = torch.cuda.get_device_properties(device).total_memory
     best, best_rate = 1, 0.0
-    for size in [size for size in GPU_SIZES if size <= most]:
-        torch.cuda.reset_peak_memory_stats(device)
+    for size in sizes:
+        accelerator.forget_most_memory()
         try:
-            rate = _rate(models, torch.zeros(size, tile_px, tile_px, 3, dtype=torch.uint8, device=device))
-        except torch.cuda.OutOfMemoryError:
+            rate = _rate(models, accelerator, size, tile_px)
+        except torch.OutOfMemoryError:
             break
-        if torch.cuda.max_memory_reserved(device) > _GPU_MEMORY * total:
-            break
-        if rate < best_rate * _GAIN:
+        if accelerator.most_memory() > _MEMORY * accelerator.total_memory() or rate < best_rate * _GAIN:
             break
         best, best_rate = size, rate
-    torch.cuda.empty_cache()
-    log.info("batches of %d tiles on %s: %.0f tiles/s", best, device, best_rate)
+    accelerator.forget_most_memory()
+    log.info("batches of %d tiles on %s: %.0f tiles/s", best, accelerator.device, best_rate)
     return best
 
 
-def _rate(models: Sequence[Model], tiles: torch.Tensor, repeats: int = 3) -> float:
+def _rate(models: Sequence[Model], accelerator: Accelerator, size: int, tile_px: int, repeats: int = 3) -> float:
+    """Tiles a second; models are asked without the halving of batches that do not fit."""
+    tiles = torch.zeros(size, tile_px, tile_px, 3, dtype=torch.uint8, device=accelerator.device)
     for model in models:
-        model(tiles)  # warm: kernels are chosen and memory is taken
-    torch.cuda.synchronize(tiles.device)
+        model.whole(tiles)  # warm: kernels are chosen and memory is taken
+    accelerator.finish()
     began = time.perf_counter()
     for _ in range(repeats):
         for model in models:
-            model(tiles)
-    torch.cuda.synchronize(tiles.device)
-    return repeats * len(tiles) / (time.perf_counter() - began)
+            model.whole(tiles)
+    accelerator.finish()
+    return repeats * size / (time.perf_counter() - began)

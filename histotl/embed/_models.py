@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -55,18 +55,30 @@ class Model:
             SetupError: Not even one tile fits into the device's memory.
             HistotlError: The backbone does not do what its card says.
         """
+        return self._embedded(tiles, self._in_parts)
+
+    def whole(self, tiles: torch.Tensor) -> torch.Tensor:
+        """The same, but a batch that does not fit is an error instead of being halved.
+
+        Raises:
+            torch.OutOfMemoryError: It does not fit into the device's memory.
+            HistotlError: The backbone does not do what its card says.
+        """
+        return self._embedded(tiles, self.embedder)
+
+    def _embedded(self, tiles: torch.Tensor, forward: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         half = FORMATS[self.identity.compute.partition("+")[0]]
         with torch.inference_mode(), torch.autocast(self.device.type, dtype=half, enabled=half is not torch.float32):
-            features = self._forward(tiles)
+            features = forward(tiles)
         if features.shape != (len(tiles), self.card.dim):
             fact = f"{self.spec} gave {tuple(features.shape)} for {len(tiles)} tiles; its card says dim={self.card.dim}"
             raise HistotlError(fact, hint="correct the backbone's card or its pooling")
         return features.float()
 
-    def _forward(self, tiles: torch.Tensor) -> torch.Tensor:
+    def _in_parts(self, tiles: torch.Tensor) -> torch.Tensor:
         try:
             return self.embedder(tiles)
-        except torch.cuda.OutOfMemoryError as error:
+        except torch.OutOfMemoryError as error:
             if len(tiles) == 1:
                 cure = "use a smaller backbone or smaller tiles, or --device cpu"
                 raise SetupError(
@@ -76,7 +88,7 @@ class Model:
         middle = len(tiles) // 2
         log.warning("%s: %d tiles do not fit into the memory of %s; trying halves", self.spec, len(tiles), self.device)
         torch.cuda.empty_cache()
-        return torch.cat([self._forward(tiles[:middle]), self._forward(tiles[middle:])])
+        return torch.cat([self._in_parts(tiles[:middle]), self._in_parts(tiles[middle:])])
 
 
 def load_models(

@@ -24,6 +24,7 @@ from histotl.core.progress import Report, silent
 from histotl.core.provenance import Provenance
 from histotl.core.registry import canonical, create
 from histotl.core.values import SlideEntry, SlideInfo, TileGrid
+from histotl.embed._accelerator import accelerator_of
 from histotl.embed._batch_size import choose_batches
 from histotl.embed._claim import claim
 from histotl.embed._compute import Compute, measured
@@ -120,16 +121,17 @@ class _Engine:
     def run(self, entries: Sequence[SlideEntry], device: torch.device, readers: int, report: Report) -> RunSummary:
         """Embed all slides; those that fail are recorded and the run goes on."""
         planners = choose_planners(device)
-        batch_size, most, tuner = choose_batches(self.config, self.models, device, self.tiling.tile_px)
+        accelerator = accelerator_of(device)
+        batch_size, most, tuner = choose_batches(self.config, self.models, accelerator, self.tiling.tile_px)
         account = Account(stage="embed", total=len(entries), out=self.out, report=report)
-        compute = Compute(device, self.clock)
+        compute = Compute(accelerator, self.clock)
         feed = Feed[SlideEntry, SlideJob](
             readers=readers,
             planners=planners,
             batch_size=batch_size,
             most_tiles=most,
             slides_ahead=SLIDES_AHEAD + planners,
-            pin=device.type == "cuda",
+            pin=accelerator.pinned,
         )
         try:
             with feed, Filing(self.clock) as filing:

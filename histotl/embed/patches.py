@@ -25,6 +25,7 @@ from histotl.core.errors import SlideError
 from histotl.core.progress import Report, Step, silent
 from histotl.core.provenance import Provenance
 from histotl.core.registry import canonical, create
+from histotl.embed._accelerator import accelerator_of
 from histotl.embed._claim import claim
 from histotl.embed._compute import Compute, Features, measured
 from histotl.embed._filing import Filing
@@ -137,10 +138,9 @@ class _PatchRun:
     def embed(self, models: Sequence[Model]) -> Telemetry:
         """Read and embed all; seals the files only when no image failed."""
         clock, began = self.clock, time.monotonic()
-        compute = Compute(self.device, clock)
-        feed = Feed[_SameSize, _SameSize](
-            readers=self.workers, batch_size=self._batch_size(), pin=self.device.type == "cuda"
-        )
+        accelerator = accelerator_of(self.device)
+        compute = Compute(accelerator, clock)
+        feed = Feed[_SameSize, _SameSize](readers=self.workers, batch_size=self._batch_size(), pin=accelerator.pinned)
         with ExitStack() as open_files, feed, Filing(clock) as filing:
             writers = [self._writer(model, models, open_files) for model in models]
             puts, done = [], 0
