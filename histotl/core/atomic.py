@@ -20,33 +20,39 @@ def temporary_name(path: Path) -> Path:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, flush: bool = True) -> Iterator[Path]:
     """Give a temporary path to write to; on leaving without error it becomes ``path``, else it is removed.
 
-    The file and its folder are flushed to disk before and after the rename, so a power cut leaves the old file or the
-    new one. Folders are made as needed.
+    Folders are made as needed.
+
+    Args:
+        path: Final name.
+        flush: Have the file and its folder on disk before and after the rename, so that a power cut leaves the old file
+            or the new one. Only what nothing depends on, such as a picture, can do without.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        if flush:
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        if flush:
+            _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
-    with atomic_path(path) as temporary:
+def write_text(path: Path, text: str, *, flush: bool = True) -> None:
+    """Write UTF-8 text atomically; see :func:`atomic_path`."""
+    with atomic_path(path, flush=flush) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write bytes atomically."""
-    with atomic_path(path) as temporary:
+def write_bytes(path: Path, data: bytes, *, flush: bool = True) -> None:
+    """Write bytes atomically; see :func:`atomic_path`."""
+    with atomic_path(path, flush=flush) as temporary:
         temporary.write_bytes(data)
 
 

@@ -8,7 +8,7 @@ import json
 import platform
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -53,7 +53,7 @@ class Provenance:
 
     def to_json(self) -> str:
         """One line of JSON with sorted keys."""
-        return json.dumps(asdict(self), sort_keys=True, default=str)
+        return json.dumps(vars(self), sort_keys=True, default=_plain)
 
 
 def file_digest(path: Path, *, whole: bool = False) -> str:
@@ -77,6 +77,10 @@ def file_digest(path: Path, *, whole: bool = False) -> str:
             file.seek(-part, 2)
             digest.update(file.read(part))
     return digest.hexdigest()[:16]
+
+
+def _plain(value: object) -> object:
+    return vars(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
 
 
 @cache

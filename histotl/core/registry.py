@@ -19,12 +19,12 @@ import dataclasses
 import difflib
 import importlib
 import importlib.metadata
+import os
 import pkgutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from pathlib import Path
+from functools import partial
 from typing import TypeVar
 
 from histotl.core._literals import fit_literal
@@ -79,6 +79,8 @@ C = TypeVar("C", bound=type)
 _plugins: dict[str, dict[str, Plugin]] = {kind: {} for kind in PLUGIN_FOLDERS}
 _unavailable: dict[str, dict[str, str]] = {kind: {} for kind in PLUGIN_FOLDERS}
 _scanned: dict[str, set[str]] = {kind: set() for kind in PLUGIN_FOLDERS}
+_looked_at: dict[str, tuple[tuple[str, int], ...]] = {}
+"""Kind -> the places as they were at the last scan, which takes 8 ms: plug-ins are listed for every slide."""
 
 
 def register(kind: str, name: str, *, family: bool = False) -> Callable[[C], C]:
@@ -208,27 +210,30 @@ def _scan(kind: str) -> None:
     """Import every file of the kind's folder, and every entry point, once each."""
     _check_kind(kind)
     package = importlib.import_module(PLUGIN_FOLDERS[kind])
+    places = _places(package.__path__)
+    if _looked_at.get(kind) == places:
+        return
     for entry in pkgutil.iter_modules(package.__path__):
         if not entry.name.startswith("_") and entry.name != "base" and entry.name not in _scanned[kind]:
             _scanned[kind].add(entry.name)
             _load(kind, entry.name, partial(importlib.import_module, f"{package.__name__}.{entry.name}"))
-    for point in _entry_points(kind, _places()):
+    for point in importlib.metadata.entry_points(group=f"histotl.{kind}"):
         key = f"{point.name}={point.value}"
         if key not in _scanned[kind]:
             _scanned[kind].add(key)
             _load(kind, point.name, point.load)
+    _looked_at[kind] = places
 
 
-def _places() -> tuple[tuple[str, int], ...]:
-    """Where packages are looked for, and when something was last installed there."""
-    folders = [Path(place) for place in sys.path]
-    return tuple((str(folder), folder.stat().st_mtime_ns) for folder in folders if folder.is_dir())
-
-
-@lru_cache(maxsize=32)
-def _entry_points(kind: str, places: tuple[tuple[str, int], ...]) -> importlib.metadata.EntryPoints:  # noqa: ARG001 - the key
-    """Entry points of a kind. Finding them takes 8 ms, and plug-ins are listed for every slide that is opened."""
-    return importlib.metadata.entry_points(group=f"histotl.{kind}")
+def _places(package: Iterable[str]) -> tuple[tuple[str, int], ...]:
+    """Where plug-ins are looked for, and when something last came there or went."""
+    found = []
+    for folder in (*package, *sys.path):
+        try:
+            found.append((folder, os.stat(folder or ".").st_mtime_ns))  # noqa: PTH116 - asked for at every slide
+        except OSError:
+            continue
+    return tuple(found)
 
 
 def _load(kind: str, name: str, load: Callable[[], object]) -> None:

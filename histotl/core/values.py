@@ -220,7 +220,7 @@ class FeatureIdentity:
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces; equal text means equal identity."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        return json.dumps(vars(self), sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> FeatureIdentity:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from histotl.core.atomic import write_bytes, write_text
 from histotl.core.errors import NoTissueError
@@ -22,7 +20,7 @@ from histotl.store import layout
 from histotl.store.coords import write_coords
 from histotl.store.hdf5 import cannot_write
 from histotl.wsi.mask import TissueMask, find_tissue, to_geojson
-from histotl.wsi.preview import draw_preview, shrink_picture
+from histotl.wsi.preview import draw_preview, encode_jpeg, shrink_picture
 from histotl.wsi.readers.base import Pixels
 from histotl.wsi.slide import Slide
 from histotl.wsi.tiling import plan_tiles
@@ -97,9 +95,10 @@ def _write_pictures(slide: Slide, mask: TissueMask, grid: TileGrid, out: Path) -
     scale_l0 = (info.width / image.shape[1], info.height / image.shape[0])
     preview = draw_preview(image, scale_l0=scale_l0, polygons=mask.polygons, grid=grid)
     try:
-        write_bytes(layout.thumbnail_path(out, info.slide_id), _jpeg(image))
-        write_bytes(layout.contour_path(out, info.slide_id), _jpeg(preview))
-        write_text(layout.geojson_path(out, info.slide_id), to_geojson(mask, name=info.slide_id))
+        # Not flushed: they show what the coordinates say, and are made again with them.
+        write_bytes(layout.thumbnail_path(out, info.slide_id), encode_jpeg(image), flush=False)
+        write_bytes(layout.contour_path(out, info.slide_id), encode_jpeg(preview), flush=False)
+        write_text(layout.geojson_path(out, info.slide_id), to_geojson(mask, name=info.slide_id), flush=False)
     except OSError as error:
         raise cannot_write(layout.contour_path(out, info.slide_id), error) from error
 
@@ -136,9 +135,3 @@ def _no_tissue(info: SlideInfo, mask: TissueMask, tiling: TileConfig) -> NoTissu
         )
     cure = f"lower --min-tissue, or give smaller tiles than {tiling.spec.tile_um:g} µm"
     return NoTissueError(fact, hint=cure)
-
-
-def _jpeg(image: Pixels) -> bytes:
-    data = io.BytesIO()
-    Image.fromarray(image).save(data, format="JPEG", quality=85)
-    return data.getvalue()

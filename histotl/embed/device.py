@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,6 +24,9 @@ GPU_SIZES = (32, 64, 128, 256, 512, 1024)
 """Batch sizes that are tried, ascending."""
 
 _MAX_WORKERS = 8
+
+_SWITCHING_S = 0.5e-3
+"""Seconds after which a thread that runs Python lets another one run."""
 
 _READ_S, _READING_SHARE = 0.4e-3, 0.05
 """Core seconds that reading takes for a tile, generously; and the share of the network's below which it is nothing."""
@@ -116,7 +120,8 @@ def compute_settings(workers: int) -> Iterator[int]:
     """Leave cores to the readers and keep fp32 honest while a run lasts; the old settings come back after it.
 
     torch and the readers must not compete for a core: OpenMP threads spin at barriers, and one busy neighbour slows a
-    small network tenfold. TF32 rounds the inputs of fp32 convolutions to 10 bits; a run that says fp32 does not.
+    small network tenfold. TF32 rounds the inputs of fp32 convolutions to 10 bits; a run that says fp32 does not. The
+    network gives up Python's lock at every layer: it must not wait 5 ms, as is usual, to get it back from a planner.
 
     Yields:
         Threads that the network may have at most, see :func:`share_cores`.
@@ -124,9 +129,12 @@ def compute_settings(workers: int) -> Iterator[int]:
     threads, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
     torch.set_num_threads(max(1, min(threads, usable_cores() - workers)))
     torch.backends.cudnn.allow_tf32 = False
+    switching_s = sys.getswitchinterval()
+    sys.setswitchinterval(min(switching_s, _SWITCHING_S))
     try:
         with large_blocks_kept():
             yield min(threads, usable_cores())
     finally:
+        sys.setswitchinterval(switching_s)
         torch.set_num_threads(threads)
         torch.backends.cudnn.allow_tf32 = tf32

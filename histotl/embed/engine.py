@@ -14,6 +14,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -219,15 +220,18 @@ class _Engine:
     def _is_current(self, model: Model, entry: SlideEntry, source: str) -> bool:
         return not self.config.overwrite and is_current(self._path(model, entry), model.identity, source)
 
-    def _provenance(self, info: SlideInfo) -> Provenance:
-        specs = {
+    @cached_property
+    def _specs(self) -> dict[str, object]:
+        return {
             "tiling": asdict(self.tiling),
             "embed": asdict(self.config),
             "backbones": [model.spec for model in self.models],
             "stain": canonical(self.stain),
             "tissue": canonical(self.segmenter),
         }
-        return Provenance.now(specs=specs, inputs={"slide": info.fingerprint})
+
+    def _provenance(self, info: SlideInfo) -> Provenance:
+        return Provenance.now(specs=self._specs, inputs={"slide": info.fingerprint})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Attributes of HDF5 objects: texts and numbers, read and written.
 
-They are read through HDF5's own handles: h5py's attribute objects cost more than all the rest of opening a file.
+Through HDF5's own handles: h5py's attribute objects cost more than all the rest of opening a file, or of making one.
 """
 
 from __future__ import annotations
@@ -74,18 +74,16 @@ def _bytes(found: h5py.h5a.AttrID) -> int:
         return 0
 
 
-def set_attributes(target: h5py.File | h5py.Dataset, values: Mapping[str, AttributeValue]) -> None:
+def set_attributes(owner: Owner, values: Mapping[str, AttributeValue]) -> None:
     """Write attributes: text as variable-length UTF-8, whole numbers as int64, others as float64."""
     for name, value in values.items():
-        if isinstance(value, int | np.integer):
-            target.attrs[name] = np.int64(value)
-        elif isinstance(value, float | np.floating):
-            target.attrs[name] = np.float64(value)
+        if isinstance(value, str):
+            _set(owner, name, np.array(value, dtype=h5py.string_dtype("utf-8")))
         else:
-            target.attrs[name] = value
+            _set(owner, name, np.asarray(value, np.int64 if isinstance(value, int | np.integer) else np.float64))
 
 
-def set_own_attributes(file: h5py.File, values: Mapping[str, AttributeValue]) -> None:
+def set_own_attributes(owner: Owner, values: Mapping[str, AttributeValue]) -> None:
     """The same for the root, with text of fixed length: it lies in the header, under the header's checksum.
 
     Text of variable length lies in a heap that has none; TRIDENT's attributes are of that kind, ours need not be.
@@ -93,6 +91,15 @@ def set_own_attributes(file: h5py.File, values: Mapping[str, AttributeValue]) ->
     for name, value in values.items():
         if isinstance(value, str):
             data = value.encode()
-            file.attrs.create(name, data, dtype=h5py.string_dtype("utf-8", max(1, len(data))))
+            _set(owner, name, np.array(data, dtype=h5py.string_dtype("utf-8", max(1, len(data)))))
         else:
-            set_attributes(file, {name: value})
+            set_attributes(owner, {name: value})
+
+
+def _set(owner: Owner, name: str, value: npt.NDArray[np.generic]) -> None:
+    key = name.encode()
+    if h5py.h5a.exists(owner, key):
+        h5py.h5a.delete(owner, key)
+    kind = h5py.h5t.py_create(value.dtype, logical=True)
+    space = h5py.h5s.create(h5py.h5s.SCALAR) if value.ndim == 0 else h5py.h5s.create_simple(value.shape)
+    h5py.h5a.create(owner, key, kind, space).write(value)

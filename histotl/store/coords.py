@@ -80,11 +80,11 @@ def write_coords(
     """
     with atomic_path(path) as temporary, create_file(temporary) as file:
         coords = write_contiguous(file, schema.COORDS, grid.coords_l0.astype(np.int64).reshape(-1, 2))
-        set_attributes(coords, schema.coords_attributes(info, grid, path))
+        set_attributes(coords.id, schema.coords_attributes(info, grid, path))
         write_contiguous(file, schema.TISSUE, grid.tissue_fraction.astype(np.float32))
-        set_own_attributes(file, schema.grid_attributes(info, grid))
+        set_own_attributes(file.id, schema.grid_attributes(info, grid))
         set_own_attributes(
-            file,
+            file.id,
             {
                 Key.SCHEMA: schema.SCHEMA_VERSION,
                 Key.KIND: "coords",

@@ -20,7 +20,7 @@ import os
 import secrets
 import socket
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -184,7 +184,7 @@ def _create(file: Path) -> int | None:
     draft = temporary_name(file.with_name(f"{file.name}.{threading.get_ident()}"))
     handle = os.open(draft, os.O_CREAT | os.O_TRUNC | os.O_RDWR, 0o666)
     try:
-        os.write(handle, json.dumps(asdict(me)).encode())
+        os.write(handle, json.dumps(vars(me)).encode())
         if _link(draft, file) and _same_file(handle, file):
             return handle
     finally:

@@ -7,7 +7,6 @@ datasets ``tissue_fraction`` and, for patch sets, ``items`` in the place of ``co
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -169,7 +168,7 @@ def coords_attributes(info: SlideInfo, grid: TileGrid, path: Path) -> dict[str, 
 
 def grid_attributes(info: SlideInfo, grid: TileGrid) -> dict[str, AttributeValue]:
     """Our attributes of the root that say exactly what a tile is."""
-    shown = dataclasses.asdict(info) | {"path": info.path.name}  # no path of this machine
+    shown = vars(info) | {"path": info.path.name}  # no path of this machine
     return {
         Key.SLIDE: to_json(shown),
         Key.FOOTPRINT: np.array(grid.footprint_l0, dtype=np.float64),
@@ -177,7 +176,7 @@ def grid_attributes(info: SlideInfo, grid: TileGrid) -> dict[str, AttributeValue
         Key.MPP: np.array((info.mpp_x, info.mpp_y), dtype=np.float64),
         Key.MPP_SOURCE: info.mpp_source,
         Key.READ_LEVEL: grid.read_level,
-        Key.TILES: to_json(dataclasses.asdict(grid.spec)),
+        Key.TILES: to_json(grid.spec),
     }
 
 
@@ -188,7 +187,7 @@ def root_attributes(meta: EmbeddingsMeta, path: Path) -> dict[str, AttributeValu
         Key.KIND: "patches" if meta.slide is None else "slide",
         Key.SLIDE_ID: path.stem if meta.slide is None else meta.slide.slide_id,
         Key.IDENTITY: meta.identity.to_json(),
-        Key.CARD: to_json(dataclasses.asdict(meta.card)),
+        Key.CARD: to_json(meta.card),
         Key.PROVENANCE: meta.provenance.to_json(),
         Key.STAIN_STATE: to_json(dict(meta.stain_state)),
         Key.FINGERPRINT: meta.fingerprint,

@@ -62,7 +62,7 @@ def write_tile_scores(
             raise StoreError(f"{name!r} cannot name a column of {path.name}", hint="use letters, digits and '_'")
     text: dict[str, AttributeValue] = {_ATTRIBUTES: to_json(dict(attributes))}
     with atomic_path(path) as temporary, create_file(temporary) as file:
-        set_own_attributes(file, text)
+        set_own_attributes(file.id, text)
         write_contiguous(file, COORDS, coords)
         group = file.create_group(_SCORES, track_order=True)
         for name, values in columns.items():

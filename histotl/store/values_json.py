@@ -14,7 +14,7 @@ from histotl.core.values import BackboneCard, FeatureIdentity
 
 
 def to_json(value: object) -> str:
-    """Canonical JSON; arrays and numbers of numpy become lists and numbers.
+    """Canonical JSON; arrays and numbers of numpy become lists and numbers, dataclasses dicts.
 
     Raises:
         StoreError: A value has no form in JSON.
@@ -92,6 +92,8 @@ def _triple(values: object) -> tuple[float, float, float]:
 
 
 def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return vars(value)  # not asdict, which copies every entry
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     if isinstance(value, Path):

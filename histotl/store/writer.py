@@ -185,7 +185,7 @@ class EmbeddingsWriter:
         self._handle = -1
         with h5py.File(self._temporary, "r+", locking=False) as file:
             others = [name for name in schema.DATASETS if name != schema.FEATURES]  # the first of them
-            set_own_attributes(file, {Key.DIGEST: data_digest(file, others, digest)})
+            set_own_attributes(file.id, {Key.DIGEST: data_digest(file, others, digest)})
         add_seal(self._temporary, Checked(start=self._offset, size=self._shape[0] * self._row_bytes, crc=crc))
 
 
@@ -209,13 +209,13 @@ def _reserve(
 ) -> int:
     """Write everything but the features; returns the byte at which they begin."""
     with create_file(temporary) as file:
-        set_own_attributes(file, schema.root_attributes(meta, path))
+        set_own_attributes(file.id, schema.root_attributes(meta, path))
         features = create_contiguous(file, schema.FEATURES, shape, dtype)
         names = (path.stem if meta.slide is None else meta.slide.slide_id, schema.folder_name(path), meta.card.name)
-        set_attributes(features, dict(zip(schema.TRIDENT_FEATURES, names, strict=True)))
+        set_attributes(features.id, dict(zip(schema.TRIDENT_FEATURES, names, strict=True)))
         if meta.slide is not None and meta.grid is not None:
             coords = write_contiguous(file, schema.COORDS, meta.grid.coords_l0.astype(np.int64).reshape(-1, 2))
-            set_attributes(coords, schema.coords_attributes(meta.slide, meta.grid, path))
+            set_attributes(coords.id, schema.coords_attributes(meta.slide, meta.grid, path))
             write_contiguous(file, schema.TISSUE, meta.grid.tissue_fraction.astype(np.float32))
         else:
             write_texts(file, schema.ITEMS, meta.items)

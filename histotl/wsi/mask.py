@@ -10,12 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from histotl.core.errors import UsageError
-from histotl.core.values import SlideInfo
 from histotl.wsi._contours import Borders, Mask, Ring, midway_rings, trace
 from histotl.wsi.readers.base import Pixels
 from histotl.wsi.slide import Slide
-from histotl.wsi.tiling import best_level
-from histotl.wsi.tissue.base import TissueSegmenter
+from histotl.wsi.tiling import best_level, level_scale
+from histotl.wsi.tissue.base import SeesLargeCoarser, TissueSegmenter
 
 _NEAR_MPP = 0.9
 """A level is looked at as it is when its pixels have at least this share of the size that a segmenter asks for."""
@@ -62,7 +61,7 @@ def find_tissue(slide: Slide, segmenter: TissueSegmenter, *, min_area_um2: float
     Args:
         slide: An open slide.
         segmenter: Decides what is tissue, at the resolution that it asks for, or up to a tenth finer where the slide
-            has such a level.
+            has a level of that or of half as large pixels.
         min_area_um2: Smallest piece that is kept, its filled holes included.
         max_hole_um2: Largest hole that is filled.
 
@@ -74,7 +73,7 @@ def find_tissue(slide: Slide, segmenter: TissueSegmenter, *, min_area_um2: float
         if not value >= 0:
             raise UsageError(f"{name} is {value}", hint="give an area in µm², 0 or more")
     info = slide.info
-    image, mpp = slide.thumbnail(_looked_at(info, segmenter.mpp))
+    image, mpp = _picture(slide, segmenter)
     found = np.asarray(segmenter.segment(image, mpp))
     if found.shape != image.shape[:2] or found.dtype != np.bool_:
         fact = f"{type(segmenter).__name__} answered {found.dtype} {found.shape} for a picture of {image.shape[:2]}"
@@ -86,11 +85,22 @@ def find_tissue(slide: Slide, segmenter: TissueSegmenter, *, min_area_um2: float
     return TissueMask(mask=mask, scale_l0=scale_l0, area_mm2=area_mm2, image=image)
 
 
-def _looked_at(info: SlideInfo, mpp: float) -> float:
-    """The pixel size of a level that is nearly what a segmenter asks for, so that nothing is resampled; else that."""
-    level = info.levels[best_level(info, mpp / info.mpp)]
-    own = info.mpp_x * info.width / level.width
-    return own if _NEAR_MPP * mpp <= own else mpp
+def _picture(slide: Slide, segmenter: TissueSegmenter) -> tuple[Pixels, float]:
+    """What a segmenter sees of a slide, and its µm per pixel.
+
+    A level that has nearly the pixels that it asks for is taken as it is, one with nearly half of them is halved; only
+    others are resampled.
+    """
+    info, wanted = slide.info, segmenter.mpp
+    if isinstance(segmenter, SeesLargeCoarser):
+        wanted = segmenter.mpp_of(info.width * info.mpp_x, info.height * info.mpp_y)
+    for times in (1, 2):
+        index = best_level(info, wanted / times / info.mpp)
+        scale_x, scale_y = level_scale(info, index)
+        own = (info.mpp_x * scale_x + info.mpp_y * scale_y) / 2 * times
+        if _NEAR_MPP * wanted <= own:
+            return slide.whole_level(index, times), own
+    return slide.thumbnail(wanted)
 
 
 def clean(mask: Mask, *, min_area_px: float, max_hole_px: float) -> Mask:

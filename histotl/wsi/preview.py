@@ -97,6 +97,14 @@ def shrink_picture(image: Pixels, longest_px: int) -> Pixels:
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
+def encode_jpeg(image: Pixels) -> bytes:
+    """A picture, uint8 RGB (h, w, 3), as a JPEG file of quality 85 with colours at half resolution."""
+    import simplejpeg
+
+    coded: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=85, colorsubsampling="420")
+    return coded
+
+
 def _boxes(grid: TileGrid, scale_l0: tuple[float, float]) -> npt.NDArray[np.int64]:
     """Left, top, right, bottom of every tile in picture pixels, at least one pixel a side; int64 (n, 4)."""
     corner = grid.coords_l0 / scale_l0

@@ -19,7 +19,7 @@ from histotl.wsi._opening import first_that_opens, slide_name, with_pixel_size
 from histotl.wsi._resample import COPY, Windows, Workspace, windows_l0
 from histotl.wsi.readers._brightfield import check_brightfield
 from histotl.wsi.readers.array import ArrayBackend
-from histotl.wsi.readers.base import Pixels, SlideBackend, TiledLevel
+from histotl.wsi.readers.base import Pixels, ShrinksLevels, SlideBackend, TiledLevel
 from histotl.wsi.tiling import best_level, level_scale
 
 _BLOCK_PX = 16_000_000
@@ -88,6 +88,28 @@ class Slide:
         height = max(1, round_px(info.height * min(1.0, info.mpp_y / mpp)))
         image = self._resample((0.0, 0.0), (info.width, info.height), (width, height), None)
         return image, (info.width * info.mpp_x / width + info.height * info.mpp_y / height) / 2
+
+    def whole_level(self, level: int, times: int = 1) -> Pixels:
+        """A level as it is, or shrunk by means of squares of ``times`` x ``times`` pixels.
+
+        Args:
+            level: Index into ``info.levels``.
+            times: What is left over at the right and lower border is dropped.
+
+        Returns:
+            uint8 RGB (height, width, 3).
+
+        Raises:
+            SlideReadError: It cannot be decoded.
+        """
+        found = self.info.levels[level]
+        width, height = found.width // times, found.height // times
+        if times > 1 and min(width, height) > 0 and isinstance(backend := self._opened(), ShrinksLevels):
+            image = backend.level_means(level, times)
+            if image is not None:
+                return image
+        image = self._region(level, 0, 0, found.width, found.height)
+        return image if times == 1 else _means(image, times)
 
     def tiled(self, level: int) -> TiledLevel | None:
         """Direct access to the compressed tiles of a level, valid until the slide is closed; None where there is none.
@@ -255,3 +277,13 @@ def open_array(
 
 def _already_open(backend: ArrayBackend) -> SlideBackend:
     return backend
+
+
+def _means(image: Pixels, times: int) -> Pixels:
+    """A picture shrunk by means of squares; what is left over at the right and lower border is dropped."""
+    import cv2
+
+    width, height = max(1, image.shape[1] // times), max(1, image.shape[0] // times)
+    return np.asarray(
+        cv2.resize(image[: height * times, : width * times], (width, height), interpolation=cv2.INTER_AREA), np.uint8
+    )

@@ -28,7 +28,7 @@ def _padded(file: h5py.File, name: str, padding: int) -> None:
 
 
 def test_texts_of_every_kind_are_read(file: h5py.File) -> None:
-    set_own_attributes(file, {"ours": "größe", "empty": ""})
+    set_own_attributes(file.id, {"ours": "größe", "empty": ""})
     file.attrs["theirs"] = "größe"
     file.attrs["bytes"] = np.bytes_(b"abc")
     file.attrs.create("ascii", b"abc", dtype=h5py.string_dtype("ascii", 10))

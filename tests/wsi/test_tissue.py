@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,8 @@ from skimage.draw import polygon2mask
 
 from histotl.core.errors import UsageError
 from histotl.wsi.mask import Polygon, TissueMask, clean, find_tissue, outlines, to_geojson
-from histotl.wsi.slide import open_array
+from histotl.wsi.pyramid import write_pyramid
+from histotl.wsi.slide import open_array, open_slide
 from histotl.wsi.tissue.hysteresis import Hysteresis
 
 Pixels = npt.NDArray[np.uint8]
@@ -140,7 +142,7 @@ def test_settings_far_from_the_default_are_kept(stained: Stained) -> None:
     assert not mask[150:190, 20:120].any()
 
 
-# --- large pictures, which are measured more coarsely ----------------------------------------------------------------
+# --- large slides, which are seen more coarsely ----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -159,28 +161,56 @@ def agreement(mask: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]) -> floa
     return float((mask & truth).sum() / (mask | truth).sum())
 
 
-def test_large_pictures_get_the_mask_that_small_ones_get(
+def found(image: Pixels) -> TissueMask:
+    return find_tissue(open_array(image, mpp=MPP), Hysteresis(), min_area_um2=0, max_hole_um2=0)
+
+
+def in_full(mask: npt.NDArray[np.bool_], shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """A mask of cells of 2 x 2 pixels, in pixels; the odd last row and column are like their neighbours."""
+    return np.pad(mask.repeat(2, 0).repeat(2, 1), ((0, 1), (0, 1)), mode="edge")[: shape[0], : shape[1]]
+
+
+def test_large_slides_get_the_mask_that_small_ones_get(
     large: tuple[Pixels, npt.NDArray[np.bool_]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image, truth = large
-    coarse = segment(image)
-    assert coarse.shape == truth.shape
+    coarse = found(image)
+    assert coarse.mask.shape == (700, 751)
+    assert coarse.scale_l0 == pytest.approx((2, 2), rel=2e-3)
     monkeypatch.setattr("histotl.wsi.tissue.hysteresis._FINE_PX", 10**9)
-    fine = segment(image)
-    assert not np.array_equal(coarse, fine), "both ways were taken"
-    assert agreement(coarse, fine) > 0.985
-    assert agreement(coarse, truth) > agreement(fine, truth) - 0.01
-    assert agreement(coarse, truth) > 0.95
+    fine = found(image)
+    assert fine.mask.shape == truth.shape
+    mask = in_full(coarse.mask, truth.shape)
+    assert agreement(mask, fine.mask) > 0.98
+    assert agreement(mask, truth) > agreement(fine.mask, truth) - 0.01
+    assert agreement(mask, truth) > 0.95
+    assert coarse.area_mm2 == pytest.approx(fine.area_mm2, rel=0.01)
 
 
-def test_large_pictures_leave_out_the_same(large: tuple[Pixels, npt.NDArray[np.bool_]]) -> None:
+@pytest.mark.parametrize("decode", ["auto", "openslide"])
+def test_a_level_is_halved_tile_by_tile_or_as_a_whole_with_equal_results(tmp_path: Path, decode: str) -> None:
+    image = np.random.default_rng(5).integers(0, 256, (601, 515, 3), np.uint8)
+    path = write_pyramid(tmp_path / "a.tiff", image, mpp=MPP, levels=(1,), tile_px=128)
+    with open_slide(path, reader=f"openslide(decode={decode!r})") as slide:
+        assert (slide.tiled(0) is None) == (decode == "openslide")
+        whole = slide.whole_level(0)
+        assert whole.shape == image.shape
+        means = whole[:600, :514].reshape(300, 2, 257, 2, 3).astype(np.int64).sum((1, 3))
+        np.testing.assert_array_equal(slide.whole_level(0, 2), (means + 2) // 4)
+
+
+def test_a_tiny_level_is_not_shrunk_to_nothing() -> None:
+    assert open_array(glass(1, 3), mpp=MPP).whole_level(0, 2).shape == (1, 1, 3)
+
+
+def test_large_slides_leave_out_the_same(large: tuple[Pixels, npt.NDArray[np.bool_]]) -> None:
     image, truth = large[0].copy(), large[1]
     image[:, :12] = 0  # never scanned
     image[-4:] = (200, 150, 190)  # fringe of the slide's edge
     image[300:330, 60:1460] = (30, 60, 180)  # blue ink
     image[500:530, 60:1460] = (25, 25, 28)  # black ink
     image[20:50, 100:140] = 120  # dust
-    mask = segment(image)
+    mask = in_full(found(image).mask, truth.shape)
     assert not mask[:, :10].any()
     assert not mask[-4:].any()
     assert mask[304:326, 70:1450].mean() < 0.02
@@ -192,7 +222,7 @@ def test_large_pictures_leave_out_the_same(large: tuple[Pixels, npt.NDArray[np.b
     assert agreement(mask & clear, truth & clear) > 0.95
     pale = image.copy()
     pale[700:760, 2:60] = pale[700:760, 2:60] * np.array([0.95, 0.92, 0.97])  # pale and far from sure tissue
-    assert not segment(pale)[705:755, 20:50].any()
+    assert not in_full(found(pale).mask, truth.shape)[705:755, 20:50].any()
 
 
 def test_long_narrow_pictures(stained: Stained) -> None:

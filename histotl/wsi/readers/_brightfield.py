@@ -32,7 +32,7 @@ _WINDOWS, _WINDOW_PX = 6, 192
 _TILES, _TILE_PX = 4, 512
 """Or by 4 x 4 of their own tiles where these are at most so large: each is decoded once, and whole."""
 
-_ENOUGH = 100_000
+_ENOUGH = 40_000
 """Pixels, about, that are judged: of more than that, every so many rows."""
 
 _IMAGED, _LIT = 8, 32

@@ -158,6 +158,40 @@ class TileRegions:
                 into[:] = tile[max(-y, 0) :, max(-x, 0) :][: into.shape[0], : into.shape[1]]
         return region
 
+    def means(self, width: int, height: int, times: int) -> Pixels | None:
+        """Means of squares of the pixels of the whole level.
+
+        Args:
+            width: Of the level, whose last tiles may reach farther.
+            height: The same.
+            times: Side of the squares.
+
+        Returns:
+            uint8 RGB (height // times, width // times, 3); None where a tile is not in the file, or squares would lie
+            across tiles.
+
+        Raises:
+            SlideReadError: A tile cannot be decoded.
+        """
+        import cv2
+
+        across, down = self.level.tile_size
+        if across % times or down % times or not self.level.present.all():
+            return None
+        shrunk = np.empty((height // times, width // times, 3), np.uint8)
+        scratch, count = np.empty((down, across, 3), np.uint8), self.level.present.size
+        for start in range(0, count, _TOGETHER):
+            numbers = list(range(start, min(start + _TOGETHER, count)))
+            compressed = self._fetch(numbers)
+            for number in numbers:
+                row, column = divmod(number, self.level.shape[1])
+                y, x = row * down // times, column * across // times
+                into = shrunk[y : y + down // times, x : x + across // times]
+                if into.size:
+                    tile = self._tile(number, compressed, scratch)[: into.shape[0] * times, : into.shape[1] * times]
+                    cv2.resize(tile, into.shape[1::-1], dst=into, interpolation=cv2.INTER_AREA)
+        return shrunk
+
     def _fetch(self, numbers: list[int]) -> dict[int, bytes]:
         """Compressed bytes of the tiles that are not kept decoded."""
         needed = [number for number in numbers if number not in self._kept]

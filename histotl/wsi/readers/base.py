@@ -130,6 +130,25 @@ class SlideBackend(Protocol):
         """Give the file back; calling twice does no harm."""
 
 
+@runtime_checkable
+class ShrinksLevels(Protocol):
+    """What a backend may also be: one that shrinks a level tile by tile, and never holds all of its pixels."""
+
+    def level_means(self, level: int, times: int) -> Pixels | None:
+        """Means of squares of pixels of a whole level; None where its tiles do not allow it.
+
+        Args:
+            level: Index into ``info.levels``.
+            times: Side of the squares. What is left over at the right and lower border is dropped.
+
+        Returns:
+            uint8 RGB (height // times, width // times, 3).
+
+        Raises:
+            SlideReadError: A tile cannot be decoded.
+        """
+
+
 class Reader(Protocol):
     """Opens files of some formats."""
 

@@ -144,6 +144,11 @@ class OpenSlideBackend:
             self._regions[level] = TileRegions(found)
         return self._regions[level].level
 
+    def level_means(self, level: int, times: int) -> Pixels | None:
+        """A level shrunk tile by tile; see :class:`histotl.wsi.readers.base.ShrinksLevels`."""
+        found = self._info.levels[level]
+        return None if self.tiled(level) is None else self._regions[level].means(found.width, found.height, times)
+
     def decoding(self, level: int) -> str:
         """How a level is decoded, in words; with the reason where that is through OpenSlide."""
         tiles = self.tiled(level)

@@ -7,7 +7,7 @@ all and lives in ``wsi/mask.py``.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -30,3 +30,11 @@ class TissueSegmenter(Protocol):
         Returns:
             bool (h, w), True on tissue.
         """
+
+
+@runtime_checkable
+class SeesLargeCoarser(Protocol):
+    """What a segmenter may also be: one that large slides are shown to at a coarser resolution."""
+
+    def mpp_of(self, width_um: float, height_um: float) -> float:
+        """Resolution, µm per pixel, for a slide of a size."""

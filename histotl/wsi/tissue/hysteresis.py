@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 from histotl.core.errors import UsageError
 from histotl.core.registry import register
 from histotl.wsi.readers.base import Pixels
@@ -21,7 +19,7 @@ from histotl.wsi.tissue._areas import (
     repeated,
     touching,
 )
-from histotl.wsi.tissue._light import Light, Plane, measure
+from histotl.wsi.tissue._light import Light, measure
 
 _BLACK_UM = 80.0
 """Dark areas at least twice this wide were not scanned."""
@@ -33,16 +31,16 @@ _FRINGE_UM = 30.0
 """The coloured fringe of a slide's edge is thinner than twice this."""
 
 _FINE_PX = 1_500_000
-"""Pictures up to this size are measured at their own pixels: there the borders of tissue weigh more, and time less."""
+"""Slides up to this size are seen in full resolution: there the borders of tissue weigh more, and time less."""
+
+_COARSER = 1.5
+"""A picture so many times coarser than ``mpp`` has been smoothed by shrinking it."""
 
 _GLASS_PX = 100_000
-"""Pixels of larger ones, about, that the colour of the glass is taken from."""
+"""Pixels of such a picture, about, that the colour of the glass is taken from."""
 
 _SURE = 54
 """Grey level that stands for the least spread of sure tissue; strong colour has 255, which no noise reaches."""
-
-_PALE = 24
-"""Grey level of pale tissue where the colour between coarse pixels is interpolated."""
 
 
 @register("tissue", "hysteresis")
@@ -57,7 +55,8 @@ class Hysteresis:
     left out.
 
     Args:
-        mpp: Resolution to work at, µm per pixel.
+        mpp: Resolution to work at, µm per pixel; slides of more than about 1.5 million such pixels (1 cm² at 8 µm) are
+            worked on at the next whole multiple that smooths as much as ``smooth_um`` does (16 µm).
         sure: Least spread of density of sure tissue; H&E has 0.1 to 0.6.
         pale: Least spread of tissue that touches sure tissue; raised where the glass is noisier.
         smooth_um: Standard deviation of the Gaussian that takes out noise, and joins cells and fibres.
@@ -80,83 +79,34 @@ class Hysteresis:
             fact = f"hysteresis: smooth_um is {self.smooth_um}, close_um is {self.close_um}"
             raise UsageError(fact, hint="give micrometres, 0 or more")
 
+    def mpp_of(self, width_um: float, height_um: float) -> float:
+        """Coarser for a large slide; see :class:`histotl.wsi.tissue.base.SeesLargeCoarser`.
+
+        The mean of a square of ``a`` pixels spreads like a Gaussian of ``a / sqrt(12)``: on large slides it is taken in
+        place of the Gaussian, which takes longer.
+        """
+        times = max(1, round(self.smooth_um / self.mpp * math.sqrt(12)))
+        large = width_um * height_um > _FINE_PX * self.mpp**2 and min(width_um, height_um) >= 2 * times * self.mpp
+        return self.mpp * times if large else self.mpp
+
     def segment(self, image: Pixels, mpp: float) -> Mask:
         """Mask of tissue; see :class:`histotl.wsi.tissue.base.TissueSegmenter`."""
-        factor = self._shrunk_by(image, mpp)
-        coarse_mpp = factor * mpp
-        steps = _SURE / self.sure
-        if factor == 1:
-            light = measure(image, steps=steps, sigma_px=self.smooth_um / mpp, every=1)
-        else:
-            small = _shrink(image, factor)
-            light = measure(small, steps=steps, sigma_px=0.0, every=max(1, small.size // 3 // _GLASS_PX))
+        steps, is_coarse = _SURE / self.sure, mpp > _COARSER * self.mpp
+        sigma_px = 0.0 if is_coarse else self.smooth_um / mpp
+        every = max(1, image.size // 3 // _GLASS_PX) if is_coarse else 1
+        light = measure(image, steps=steps, sigma_px=sigma_px, every=every)
         pale, sure = (
             min(254, math.floor(max(least * steps, light.level + noises * light.noise)))
             for least, noises in ((self.pale, 4), (self.sure, 8))
         )
-        blocked = _blocked(light, coarse_mpp)
-        coloured = light.colour > pale
-        candidate = coloured if blocked is None else coloured & ~blocked
-        grown = touching(candidate, light.colour > sure)
-        closed = close_gaps(grown, max(1, round(self.close_um / coarse_mpp / 2)))
+        blocked = _blocked(light, mpp)
+        candidate = light.colour > pale
+        if blocked is not None:
+            candidate &= ~blocked
+        closed = close_gaps(touching(candidate, light.colour > sure), max(1, round(self.close_um / mpp / 2)))
         if blocked is not None:
             closed &= ~blocked
-        closed = _without_edge_fringes(closed, coarse_mpp, in_cells=factor > 1)
-        if factor == 1:
-            return closed
-        fine = _between_pixels(light.colour, closed, coloured, factor, pale)
-        if blocked is not None:
-            fine &= ~repeated(blocked, factor)
-        return fine[: image.shape[0], : image.shape[1]]
-
-    def _shrunk_by(self, image: Pixels, mpp: float) -> int:
-        """Side of the squares of pixels whose mean is taken instead of the Gaussian, which takes longer.
-
-        A square of ``a`` pixels spreads like a Gaussian of ``a / sqrt(12)``.
-        """
-        height, width = image.shape[:2]
-        factor = max(1, round(self.smooth_um / mpp * math.sqrt(12)))
-        return 1 if height * width <= _FINE_PX or min(height, width) < 2 * factor else factor
-
-
-def _shrink(image: Pixels, factor: int) -> Pixels:
-    """Means of squares of pixels; what is left over at the right and lower border is like its neighbour."""
-    import cv2
-
-    height, width = image.shape[0] // factor, image.shape[1] // factor
-    small = cv2.resize(image[: height * factor, : width * factor], (width, height), interpolation=cv2.INTER_AREA)
-    below, beside = (int(image.shape[axis] % factor > 0) for axis in (0, 1))
-    if below or beside:
-        small = cv2.copyMakeBorder(small, 0, below, 0, beside, cv2.BORDER_REPLICATE)
-    return np.asarray(small, np.uint8)
-
-
-def _between_pixels(colour: Plane, tissue: Mask, coloured: Mask, factor: int, pale: int) -> Mask:
-    """Tissue at finer pixels: where the colour between coarse ones, interpolated, is above that of pale tissue.
-
-    Args:
-        colour: uint8 (h, w).
-        tissue: bool (h, w), with its gaps closed.
-        coloured: bool (h, w): where ``colour`` is above ``pale``; outside tissue such colour counts as none, and so
-            does all that is no neighbour of tissue.
-        factor: Fine pixels to a coarse one.
-        pale: Spread that pale tissue is above.
-
-    Returns:
-        bool (h * factor, w * factor).
-    """
-    import cv2
-
-    level = np.asarray(cv2.convertScaleAbs(colour, alpha=_PALE / max(1, pale)), np.uint8)
-    # Farther from tissue, what is nearly pale would overshoot between pixels.
-    near = cv2.dilate(tissue.view(np.uint8), np.ones((3, 3), np.uint8)).view(np.bool_)
-    level *= (tissue | (near & ~coloured)).view(np.uint8)
-    gaps = (tissue & ~coloured).view(np.uint8)
-    gaps *= 2 * _PALE
-    cv2.max(level, gaps, dst=level)
-    size = (level.shape[1] * factor, level.shape[0] * factor)
-    fine = cv2.resize(level, size, interpolation=cv2.INTER_CUBIC)
-    return np.greater(fine, _PALE, out=fine.view(np.bool_))
+        return _without_edge_fringes(closed, mpp, in_cells=is_coarse)
 
 
 def _blocked(light: Light, mpp: float) -> Mask | None:
