@@ -12,6 +12,8 @@ from typing import cast
 import torch
 
 from histotl.backbones._half import hold_half
+from histotl.backbones._network import NetworkEmbedder
+from histotl.backbones._recorded import recorded
 from histotl.backbones._runtime import accelerate
 from histotl.backbones.base import Backbone, Embedder
 from histotl.core.errors import HistotlError, SetupError, StoreError, UsageError
@@ -25,6 +27,9 @@ log = logging.getLogger(__name__)
 
 _TRIAL_TILES, _SLOW_S = 8, 0.2
 """Tiles that tell how fast a network is; for one that takes longer for its first, that one tells enough."""
+
+_FAST_S = 0.015
+"""Seconds a tile below which a network's layers are so short that Python between them tells."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,13 +115,17 @@ def load_models(
     """
     backbones = [cast("Backbone", create("backbone", spec)) for spec in config.backbone]
     embedders = [backbone.load(device) for backbone in backbones]
-    if device.type == "cpu":
-        share_cores(sum(_seconds_a_tile(embedder) for embedder in embedders), most_threads)
+    seconds = [_seconds_a_tile(embedder) for embedder in embedders] if device.type == "cpu" else []
+    if seconds:
+        share_cores(sum(seconds), most_threads)
     models: list[Model] = []
-    for backbone, embedder in zip(backbones, embedders, strict=True):
+    for place, (backbone, embedder) in enumerate(zip(backbones, embedders, strict=True)):
         card = embedder.card
         compute = choose_precision(config.precision, card, device)
         prepared = _prepared(embedder, compute, config, device)
+        is_plain = compute == "fp32" and config.runtime == "torch" and not config.compile
+        if is_plain and seconds and seconds[place] < _FAST_S and isinstance(prepared, NetworkEmbedder):
+            prepared = recorded(prepared)
         # A compiler keeps to torch's arithmetic; other libraries have their own, so their features are others.
         own = compute if config.runtime == "torch" else f"{compute}+{config.runtime}"
         identity = FeatureIdentity.of(card, tiles, stain=stain, compute=own, dtype=config.dtype)

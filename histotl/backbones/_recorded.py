@@ -1,0 +1,97 @@
+"""A network of many small layers as one call that does without Python's lock.
+
+Run layer by layer, a network gives up the lock of the interpreter and takes it back at every one of its layers. While
+another thread opens slides or writes files in Python, it has to wait for its turn each time: small networks lose a
+tenth of their speed and more. Recorded as a graph (``torch.jit.trace``) the same kernels run in the same order without
+the lock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import warnings
+from collections.abc import Callable
+
+import torch
+
+from histotl.backbones._network import Forward, NetworkEmbedder
+
+log = logging.getLogger(__name__)
+
+_FIRST_TILES = 256
+"""Tiles that are run layer by layer: recording takes as long as some hundred tiles of a small network."""
+
+_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, NotImplementedError)
+"""What recording raises on a network whose code it cannot follow, or where this torch can record no longer."""
+
+
+def recorded(embedder: NetworkEmbedder) -> NetworkEmbedder:
+    """The same embedder, whose network is recorded once it has seen some hundred tiles.
+
+    The graph must give the very bits that the network gives, on the batch at hand and on its first tile; otherwise the
+    network goes on as it is. In fp32 on a CPU only.
+
+    Args:
+        embedder: Called by one thread at a time.
+    """
+    return dataclasses.replace(embedder, forward=_RecordedLater(embedder.module, embedder.forward))
+
+
+class _RecordedLater:
+    """A forward pass that becomes a graph.
+
+    Args:
+        module: The network.
+        forward: Runs it layer by layer.
+    """
+
+    def __init__(self, module: torch.nn.Module, forward: Forward) -> None:
+        self._module, self._forward = module, forward
+        self._graph: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self._left = _FIRST_TILES
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """From normalised float (b, 3, s, s) to pooled float (b, dim)."""
+        if self._graph is not None:
+            return self._run(self._graph, images)
+        features = self._forward(images)
+        if self._left > 0:
+            self._left -= len(images)
+            if self._left <= 0 and len(images) > 1:
+                self._record(images, features)
+        return features
+
+    def _record(self, images: torch.Tensor, features: torch.Tensor) -> None:
+        """Take the graph where it gives the same features."""
+        try:
+            with warnings.catch_warnings():
+                # Of what it may get wrong the comparison tells; that it is old is no news to the user.
+                warnings.simplefilter("ignore")
+                graph = torch.jit.trace(_Whole(self._module, self._forward).eval(), images[:2], check_trace=False)  # type: ignore[no-untyped-call]
+                same = torch.equal(self._run(graph, images), features)
+                same = same and torch.equal(self._run(graph, images[:1]), self._forward(images[:1]))
+        except _FAILURES as error:
+            log.debug("the network runs layer by layer: %s", error)
+            return
+        if same:
+            self._graph = graph
+        else:
+            log.debug("the network runs layer by layer: its graph gives other features")
+
+    @staticmethod
+    def _run(graph: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+        with torch.jit.optimized_execution(should_optimize=False):  # type: ignore[attr-defined]  # else other kernels, other bits
+            return graph(images)
+
+
+class _Whole(torch.nn.Module):
+    """A network with its pooling, as the recorder wants it."""
+
+    def __init__(self, module: torch.nn.Module, forward: Forward) -> None:
+        super().__init__()
+        self.network, self._forward = module, forward
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """From normalised float (b, 3, s, s) to pooled float (b, dim)."""
+        return self._forward(images)
