@@ -47,6 +47,13 @@ def data_digest(file: h5py.File, names: Sequence[str], begun: hashlib._Hash | No
     return digest.hexdigest()
 
 
+def array_digest(begun: hashlib._Hash, name: str, values: npt.NDArray[np.generic]) -> None:
+    """Continue a digest with a dataset that holds an array, as :func:`data_digest` does with the file's own."""
+    begun.update(_line(name, values.dtype.str, values.shape))
+    if values.size:
+        begun.update(np.ascontiguousarray(values).data.cast("B"))
+
+
 class RunningDigest:
     """SHA-256 and CRC-32 of one dataset, taken from its rows while they are written.
 

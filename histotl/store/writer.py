@@ -18,10 +18,14 @@ from histotl.core.errors import StoreError
 from histotl.store import schema
 from histotl.store.attributes import set_attributes, set_own_attributes
 from histotl.store.convert import converted
-from histotl.store.digest import RunningDigest, data_digest
+from histotl.store.digest import RunningDigest, array_digest, data_digest
 from histotl.store.hdf5 import cannot_write, create_contiguous, create_file, not_finite, write_contiguous, write_texts
 from histotl.store.schema import DTYPES, DType, EmbeddingsMeta, Key
 from histotl.store.seal import Checked, add_seal
+
+_PIECE_BYTES = 2**20
+"""Features that are written with one call. The system caches a file in pieces like those that it was written in, and
+small ones take up to twice as long to read."""
 
 
 class EmbeddingsWriter:
@@ -52,9 +56,11 @@ class EmbeddingsWriter:
         self._digest = RunningDigest(schema.FEATURES, self._shape, self._dtype)
         self._place: AbstractContextManager[Path] | None = atomic_path(path)
         self._handle = -1
+        piece = max(1, min(self._shape[0], _PIECE_BYTES // self._row_bytes))
+        self._held, self._first, self._n_held = np.empty((piece, self._shape[1]), self._dtype), 0, 0
         try:
             self._temporary = self._place.__enter__()
-            self._offset = _reserve(self._temporary, path, self._shape, self._dtype, meta)
+            self._offset, self._others = _reserve(self._temporary, path, self._shape, self._dtype, meta)
             self._handle = os.open(self._temporary, os.O_RDWR)
         except OSError as error:
             self.abort()
@@ -158,13 +164,29 @@ class EmbeddingsWriter:
                 raise StoreError(f"row {twice[0]} of {self.path.name} was given twice")
 
     def _write(self, row: int, values: npt.NDArray[np.floating]) -> None:
+        """Take neighbouring rows; whole pieces go to the disk."""
+        if row != self._first + self._n_held:
+            self._flush()
+            self._first = row
+        while len(values):
+            room = len(self._held) - self._n_held
+            some, values = values[:room], values[room:]
+            self._held[self._n_held : self._n_held + len(some)] = some
+            self._n_held += len(some)
+            if self._n_held == len(self._held):
+                self._flush()
+
+    def _flush(self) -> None:
+        if not self._n_held:
+            return
         # pwrite, not a memory map: a full disk is an error here and a fatal signal there.
-        position = self._offset + row * self._row_bytes
-        left = whole = values.data.cast("B")
+        position = self._offset + self._first * self._row_bytes
+        left = whole = self._held[: self._n_held].data.cast("B")
         while left:
             done = os.pwrite(self._handle, left, position)
             left, position = left[done:], position + done
-        self._digest.add(row, whole)
+        self._digest.add(self._first, whole)
+        self._first, self._n_held = self._first + self._n_held, 0
 
     def _read(self, start: int, stop: int) -> bytes:
         """Bytes of rows that were written."""
@@ -180,12 +202,14 @@ class EmbeddingsWriter:
 
     def _finish(self) -> None:
         """Close the file with digest and seal in it."""
+        self._flush()
         digest, crc = self._digest.finish(self._read)
         os.close(self._handle)
         self._handle = -1
         with h5py.File(self._temporary, "r+", locking=False) as file:
-            others = [name for name in schema.DATASETS if name != schema.FEATURES]  # the first of them
-            set_own_attributes(file.id, {Key.DIGEST: data_digest(file, others, digest)})
+            for name, values in self._others.items():
+                array_digest(digest, name, values)
+            set_own_attributes(file.id, {Key.DIGEST: data_digest(file, [schema.ITEMS], digest)})
         add_seal(self._temporary, Checked(start=self._offset, size=self._shape[0] * self._row_bytes, crc=crc))
 
 
@@ -206,17 +230,23 @@ def _check(n: int, dim: int, dtype: DType, meta: EmbeddingsMeta) -> None:
 
 def _reserve(
     temporary: Path, path: Path, shape: tuple[int, int], dtype: np.dtype[np.floating], meta: EmbeddingsMeta
-) -> int:
-    """Write everything but the features; returns the byte at which they begin."""
-    with create_file(temporary) as file:
+) -> tuple[int, dict[str, npt.NDArray[np.generic]]]:
+    """Write everything but the features.
+
+    Returns:
+        The byte at which they begin, and the other arrays in the order in which they are digested.
+    """
+    others: dict[str, npt.NDArray[np.generic]] = {}
+    with create_file(temporary, largest=shape[0] * shape[1] * dtype.itemsize) as file:
         set_own_attributes(file.id, schema.root_attributes(meta, path))
         features = create_contiguous(file, schema.FEATURES, shape, dtype)
         names = (path.stem if meta.slide is None else meta.slide.slide_id, schema.folder_name(path), meta.card.name)
         set_attributes(features.id, dict(zip(schema.TRIDENT_FEATURES, names, strict=True)))
         if meta.slide is not None and meta.grid is not None:
-            coords = write_contiguous(file, schema.COORDS, meta.grid.coords_l0.astype(np.int64).reshape(-1, 2))
-            set_attributes(coords.id, schema.coords_attributes(meta.slide, meta.grid, path))
-            write_contiguous(file, schema.TISSUE, meta.grid.tissue_fraction.astype(np.float32))
+            others[schema.COORDS] = meta.grid.coords_l0.astype(np.int64).reshape(-1, 2)
+            others[schema.TISSUE] = meta.grid.tissue_fraction.astype(np.float32)
+            stored = {name: write_contiguous(file, name, values) for name, values in others.items()}
+            set_attributes(stored[schema.COORDS].id, schema.coords_attributes(meta.slide, meta.grid, path))
         else:
             write_texts(file, schema.ITEMS, meta.items)
-        return features.id.get_offset() or 0
+        return features.id.get_offset() or 0, others

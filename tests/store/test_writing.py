@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from histotl.core.errors import StoreError
-from histotl.store import digest
+from histotl.store import digest, writer
 from histotl.store.convert import convert, converted
 from histotl.store.embeddings import EmbeddingsMeta, EmbeddingsWriter, check_file, open_embeddings
 from histotl.store.seal import crc_of_both
@@ -60,18 +60,26 @@ def _orders(n: int) -> dict[str, list[np.ndarray]]:
 
 
 @pytest.mark.parametrize("order", list(_orders(1)))
+@pytest.mark.parametrize("piece_bytes", [1, 7 * 48 + 5, 2**20])
 @pytest.mark.parametrize(("dtype", "patches"), [("fp16", False), ("fp32", False), ("fp16", True)])
 def test_digest_and_seal_follow_their_definition_in_any_order_of_rows(
-    tmp_path: Path, make_meta: Meta, order: str, dtype: str, patches: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    make_meta: Meta,
+    order: str,
+    dtype: str,
+    patches: bool,
+    piece_bytes: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(writer, "_PIECE_BYTES", piece_bytes)
     monkeypatch.setattr(digest, "BLOCK_BYTES", 1000)  # so that reading back takes several turns
     path, n, dim = tmp_path / "s.h5", 100, 24
     values = np.random.default_rng(0).normal(size=(n, dim)).astype(np.float32)
     meta = make_meta(n, dim, dtype=dtype, patches=patches)
-    with EmbeddingsWriter(path, n=n, dim=dim, dtype=dtype, meta=meta) as writer:
+    with EmbeddingsWriter(path, n=n, dim=dim, dtype=dtype, meta=meta) as made:
         for rows in _orders(n)[order]:
-            writer.put(rows, values[rows])
-        writer.seal()
+            made.put(rows, values[rows])
+        made.seal()
     found = open_embeddings(path)
     np.testing.assert_array_equal(found.read(dtype=found.dtype), values.astype(found.dtype))
     assert found.digest == _digest_by_hand(path)
@@ -81,8 +89,8 @@ def test_digest_and_seal_follow_their_definition_in_any_order_of_rows(
 
 def test_a_file_without_rows_is_sealed(tmp_path: Path, make_meta: Meta) -> None:
     path = tmp_path / "s.h5"
-    with EmbeddingsWriter(path, n=0, dim=3, dtype="fp16", meta=make_meta(0, 3)) as writer:
-        writer.seal()
+    with EmbeddingsWriter(path, n=0, dim=3, dtype="fp16", meta=make_meta(0, 3)) as made:
+        made.seal()
     assert open_embeddings(path).digest == _digest_by_hand(path)
     assert _seal_holds(path)
     assert check_file(path) == []
@@ -99,38 +107,39 @@ def test_rows_that_were_interrupted_can_be_given_again(
         add(self, row, taken)
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(writer, "_PIECE_BYTES", 10 * 4 * 2)  # ten rows go to the disk at a time
     path, add = tmp_path / "s.h5", digest.RunningDigest.add
     values = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
-    with EmbeddingsWriter(path, n=30, dim=4, dtype="fp16", meta=make_meta(30, 4)) as writer:
-        writer.put(np.arange(10), values[:10])
+    with EmbeddingsWriter(path, n=30, dim=4, dtype="fp16", meta=make_meta(30, 4)) as made:
+        made.put(np.arange(10), values[:10])
         with monkeypatch.context() as patch:
             if where == "within the digest":
                 patch.setattr(digest.zlib, "crc32", interrupted)
             else:
                 patch.setattr(digest.RunningDigest, "add", too_late if where == "after the digest" else interrupted)
             with pytest.raises(KeyboardInterrupt):
-                writer.put(np.arange(10, 20), values[10:20])
+                made.put(np.arange(10, 20), values[10:20])
         with pytest.raises(StoreError, match="20 of 30 rows missing"):
-            writer.seal()
+            made.seal()
         values[10:20] += 1  # what another run gives may differ
-        writer.put(np.arange(10, 20), values[10:20])
-        writer.put(np.arange(20, 30), values[20:])
-        writer.seal()
+        made.put(np.arange(10, 20), values[10:20])
+        made.put(np.arange(20, 30), values[20:])
+        made.seal()
     assert open_embeddings(path).digest == _digest_by_hand(path)
     assert check_file(path) == []
 
 
 def test_what_changes_a_file_behind_the_writer_is_found(tmp_path: Path, make_meta: Meta) -> None:
     path = tmp_path / "s.h5"
-    with EmbeddingsWriter(path, n=600, dim=8, dtype="fp32", meta=make_meta(600, 8, dtype="fp32")) as writer:
-        writer.put(np.arange(600), np.ones((600, 8), np.float32))
+    with EmbeddingsWriter(path, n=600, dim=8, dtype="fp32", meta=make_meta(600, 8, dtype="fp32")) as made:
+        made.put(np.arange(600), np.ones((600, 8), np.float32))
         (unfinished,) = tmp_path.iterdir()
         data = unfinished.read_bytes()
         place = data.index(np.ones(100, np.float32).tobytes())
         with unfinished.open("rb+") as file:
             file.seek(place)
             file.write(np.zeros(1, np.float32).tobytes())
-        writer.seal()
+        made.seal()
     assert check_file(path) == ["the seal differs: bytes of the file were changed after it was made"]
 
 
