@@ -26,17 +26,20 @@ def _close_to(found: np.ndarray, wanted: torch.Tensor) -> bool:
     return np.allclose(found[: len(wanted)], wanted.numpy(), rtol=1e-2, atol=1e-3)
 
 
-def _end_to_end(inputs: Inputs, name: str, slide: Path) -> Case:
+ALL = TileConfig(min_tissue=0)
+
+
+def _end_to_end(inputs: Inputs, name: str, slide: Path, tiling: TileConfig = TileConfig()) -> Case:  # noqa: B008 - frozen
     spec, out = timm_spec(name), inputs.folder / f"embedded-{name}"
-    first = embed(slide, out, spec)
+    first = embed(slide, out, spec, tiling=tiling)
     count = first.n_tiles
-    bare = Bare(spec, name, resident_tiles(slide, TileConfig(), RESIDENT), engine_threads(first))
+    bare = Bare(spec, name, resident_tiles(slide, tiling, RESIDENT), engine_threads(first))
     return Case(
         name=f"embed_slides, {name}, {count} tiles of 224 px",
         against=f"bare torch, loading and forward ({bare.form}) on resident float tiles (floor)",
-        ours=lambda: embed(slide, out, spec).n_tiles,
+        ours=lambda: embed(slide, out, spec, tiling=tiling).n_tiles,
         reference=lambda: bare.run(count),
-        same=lambda tiles, wanted: tiles == count and _close_to(features(out, spec, slide), wanted),
+        same=lambda tiles, wanted: tiles == count and _close_to(features(out, spec, slide, tiling), wanted),
         goal=1 / 0.95,
         threads=None,
         units=count,
@@ -48,7 +51,7 @@ def _end_to_end(inputs: Inputs, name: str, slide: Path) -> Case:
 @case("embed/mobilenetv3_small_100")
 def mobilenet(inputs: Inputs) -> Case:
     """A small CNN: the faster the network, the more the rest of the engine shows."""
-    return _end_to_end(inputs, FAST, inputs.flow)
+    return _end_to_end(inputs, FAST, inputs.large_slide, ALL)
 
 
 @case("embed/resnet50")
@@ -141,17 +144,25 @@ def two_backbones(inputs: Inputs) -> Case:
 
 @case("embed/small-slides")
 def small_slides(inputs: Inputs) -> Case:
-    """What a slide costs beside its tiles."""
-    many, one, spec = inputs.small_slides, inputs.large_slide, timm_spec(FAST)
-    count, tiling = inputs.scale.small_slides, TileConfig(min_tissue=0)
-    tiles = int(np.prod(inputs.scale.large_tiles))
+    """What a biopsy costs beside its tiles."""
+    return _many_or_one(inputs, inputs.small_slides, inputs.large_slide, inputs.scale.large_tiles, 1 / 0.95)
+
+
+@case("embed/tiny-slides")
+def tiny_slides(inputs: Inputs) -> Case:
+    """The same where a slide is gone in a tenth of a second."""
+    return _many_or_one(inputs, inputs.tiny_slides, inputs.tiny_together, inputs.scale.tiny_together, None)
+
+
+def _many_or_one(inputs: Inputs, many: Path, one: Path, columns_rows: tuple[int, int], goal: float | None) -> Case:
+    spec, count, tiles = timm_spec(FAST), inputs.scale.small_slides, int(np.prod(columns_rows))
     return Case(
         name=f"embed_slides, {count} slides of {tiles // count} tiles, {FAST}",
         against=f"one slide of {tiles} tiles",
-        ours=lambda: embed(many, inputs.folder / "of-many", spec, tiling=tiling).n_tiles,
-        reference=lambda: embed(one, inputs.folder / "of-one", spec, tiling=tiling).n_tiles,
+        ours=lambda: embed(many, inputs.folder / f"of-{many.name}", spec, tiling=ALL).n_tiles,
+        reference=lambda: embed(one, inputs.folder / f"of-{one.stem}", spec, tiling=ALL).n_tiles,
         same=lambda a, b: a == b == tiles,
-        goal=1 / 0.95,
+        goal=goal,
         threads=None,
         units=tiles,
         unit="tiles",

@@ -58,9 +58,11 @@ class Scale:
         cnn: Slow network of timm.
         transformer: Likewise.
         batch: Tiles in the cases on one batch.
-        small_slides: Slides with ``small_tiles`` (columns, rows) tiles each, and the large one with as many tiles.
-        small_tiles: Columns and rows of tiles of a small slide.
-        large_tiles: Those of the large one.
+        small_slides: Biopsies with ``small_tiles`` (columns, rows) tiles each, and the large slide with as many tiles.
+        small_tiles: Columns and rows of tiles of a biopsy.
+        large_tiles: Those of the large slide.
+        tiny_tiles: Those of as many still smaller slides.
+        tiny_together: Those of a slide with as many tiles as all of these.
         memory_slides: Slides of the run whose memory is measured.
         bag_files: Embeddings files that are opened one after the other.
         rows: Rows of the embeddings file.
@@ -83,8 +85,10 @@ class Scale:
     transformer: str = "vit_small_patch16_224"
     batch: int = 32
     small_slides: int = 50
-    small_tiles: tuple[int, int] = (7, 7)
-    large_tiles: tuple[int, int] = (49, 50)
+    small_tiles: tuple[int, int] = (14, 14)
+    large_tiles: tuple[int, int] = (98, 100)
+    tiny_tiles: tuple[int, int] = (7, 7)
+    tiny_together: tuple[int, int] = (49, 50)
     memory_slides: int = 200
     bag_files: int = 200
     rows: int = 20_000
@@ -111,6 +115,8 @@ TINY = Scale(
     small_slides=2,
     small_tiles=(2, 1),
     large_tiles=(2, 2),
+    tiny_tiles=(1, 1),
+    tiny_together=(1, 2),
     memory_slides=3,
     bag_files=3,
     rows=64,
@@ -187,27 +193,30 @@ class Inputs:
 
     @cached_property
     def small_slides(self) -> Path:
-        """Folder of many small slides, all tissue, each of another place of the texture."""
-        across, down = (n * TILE_PX for n in self.scale.small_tiles)
-        for i in range(self.scale.small_slides):
-            shift = (97 * 16 * i, 61 * 16 * i)
-            Mosaic(texture=self.texture, width=across, height=down, shift=shift).write(
-                self.folder / f"small/{i:03}.svs"
-            )
-        return self.folder / "small"
+        """Folder of biopsies, all tissue, each of another place of the texture."""
+        return self._many("small", self.scale.small_tiles)
 
     @cached_property
     def large_slide(self) -> Path:
-        """One slide with as many tiles as all small ones together."""
-        across, down = (n * TILE_PX for n in self.scale.large_tiles)
-        return Mosaic(texture=self.texture, width=across, height=down).write(self.folder / "large.svs")
+        """One slide with as many tiles as all of them together."""
+        return self._full("large.svs", self.scale.large_tiles)
+
+    @cached_property
+    def tiny_slides(self) -> Path:
+        """Folder of as many still smaller slides."""
+        return self._many("tiny", self.scale.tiny_tiles)
+
+    @cached_property
+    def tiny_together(self) -> Path:
+        """One slide with as many tiles as all of those together."""
+        return self._full("tiny-together.svs", self.scale.tiny_together)
 
     @cached_property
     def many_slides(self) -> Path:
-        """Folder of very many small slides: the small ones, copied."""
+        """Folder of very many tiny slides: copies."""
         folder = self.folder / "many"
         folder.mkdir()
-        sources = sorted(self.small_slides.glob("*.svs"))
+        sources = sorted(self.tiny_slides.glob("*.svs"))
         for i in range(self.scale.memory_slides):
             shutil.copy(sources[i % len(sources)], folder / f"{i:03}.svs")
         return folder
@@ -259,6 +268,16 @@ class Inputs:
         """Random float32 (rows, dim)."""
         shape = (self.scale.rows, self.scale.dim)
         return np.random.default_rng(2).standard_normal(shape, dtype=np.float32)
+
+    def _many(self, name: str, tiles: tuple[int, int]) -> Path:
+        for i in range(self.scale.small_slides):
+            self._full(f"{name}/{i:03}.svs", tiles, shift=(97 * 16 * i, 61 * 16 * i))
+        return self.folder / name
+
+    def _full(self, name: str, tiles: tuple[int, int], shift: tuple[int, int] = (0, 0)) -> Path:
+        """A slide that is tissue from border to border."""
+        across, down = (n * TILE_PX for n in tiles)
+        return Mosaic(texture=self.texture, width=across, height=down, shift=shift).write(self.folder / name)
 
     def _mosaic(self, name: str, side: int) -> Path:
         field = blobs(side, side, seed=side // CELL)
