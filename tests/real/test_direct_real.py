@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import openslide
 import pytest
 from PIL import Image
 
+from histotl.wsi.readers._describe import describe
 from histotl.wsi.readers.openslide import OpenSlideBackend
 
 DIRECT_LEVELS = {
@@ -37,6 +39,7 @@ def test_every_slide_has_openslides_pixels(real_data: Path) -> None:
         except openslide.OpenSlideError:
             continue
         backend, rng = OpenSlideBackend(path), np.random.default_rng(0)
+        assert replace(backend.info, slide_id="") == replace(describe(path, raw), slide_id=""), path.name
         for level, (width, height) in enumerate(raw.level_dimensions):
             whole = white(raw.read_region((0, 0), level, (width, height)))
             assert np.array_equal(backend.read_region(0, 0, level, width, height), whole), (path.name, level)

@@ -14,6 +14,9 @@ from histotl.core.values import Level, SlideInfo
 if TYPE_CHECKING:
     from openslide import OpenSlide
 
+APERIO_MPP = "aperio.MPP"
+"""Key of the pixel size in the description of an Aperio slide."""
+
 _UNITS_UM = {"centimeter": 1e4, "inch": 25_400.0}
 """Micrometres in the unit of a TIFF resolution."""
 
@@ -38,13 +41,15 @@ def describe(path: Path, slide: OpenSlide) -> SlideInfo:
         levels=tuple(Level(width=w, height=h, downsample=float(d)) for (w, h), d in sizes),
         bounds_l0=bounds(properties, width, height),
         background=background(properties),
-        fingerprint=_fingerprint(path, properties),
+        fingerprint=fingerprint(path, vendor, properties),
     )
 
 
 def pixel_size(properties: Mapping[str, str], vendor: str) -> tuple[float, float, str]:
     """(mpp_x, mpp_y, where from); NaN and no source when the file does not say."""
     x, y = _number(properties, "openslide.mpp-x"), _number(properties, "openslide.mpp-y")
+    if vendor == "aperio" and x == y == _number(properties, APERIO_MPP):
+        return x, y, APERIO_MPP
     if not (math.isnan(x) or math.isnan(y)):
         # For plain TIFF, OpenSlide's value is the resolution tag; the tag is what a person can look at and correct.
         from_tag = vendor == "generic-tiff" and "tiff.XResolution" in properties
@@ -85,9 +90,12 @@ def background(properties: Mapping[str, str]) -> tuple[int, int, int]:
     return r, g, b
 
 
-def _fingerprint(path: Path, properties: Mapping[str, str]) -> str:
-    """Digest of the file, and of what stands for its companions in formats of many files."""
-    parts = [file_digest(path), properties.get("openslide.quickhash-1", "")]
+def fingerprint(path: Path, vendor: str, properties: Mapping[str, str]) -> str:
+    """Digest of the file, and of what stands for its companions in formats of many files.
+
+    An Aperio slide is one file, so it does without OpenSlide's hash, which reads a whole level.
+    """
+    parts = [file_digest(path), "" if vendor == "aperio" else properties.get("openslide.quickhash-1", "")]
     index = path.with_suffix("") / "Slidedat.ini"
     if path.suffix.lower() == ".mrxs" and index.is_file():
         parts.append(file_digest(index))

@@ -1,7 +1,8 @@
 """Which levels of a slide have tiles that can be decoded without OpenSlide, giving the same pixels.
 
-OpenSlide stays the judge of geometry and metadata. A level is read directly where a tiled page of the TIFF is that
-level and OpenSlide shows its pixels as they are; where there is any doubt, the level has a reason instead.
+OpenSlide stays the judge of geometry and metadata, but for Aperio's simple format
+(:mod:`histotl.wsi.readers._aperio`). A level is read directly where a tiled page of the TIFF is that level and
+OpenSlide shows its pixels as they are; where there is any doubt, the level has a reason instead.
 """
 
 from __future__ import annotations
@@ -69,6 +70,11 @@ def plan_levels(path: Path, info: SlideInfo, properties: Mapping[str, str]) -> l
         pages = _ndpi_pages(path) if info.vendor == "hamamatsu" else tiled_pages(path)
     except (TiffFormatError, OSError) as error:
         return _none(info, f"its TIFF structure is not understood: {one_line(error)}")
+    return plan_pages(path, info, pages)
+
+
+def plan_pages(path: Path, info: SlideInfo, pages: Sequence[TiffPage]) -> list[LevelPlan]:
+    """The same where the tiled pages of the file are known."""
     with path.open("rb") as file:
 
         def read(offset: int, size: int) -> bytes:

@@ -1,4 +1,7 @@
-"""Whole-slide formats: metadata through OpenSlide, pixels directly where they are certain to be the same."""
+"""Whole-slide formats: metadata through OpenSlide, and directly what is certain to be the same.
+
+That is the pixels of most formats, and the metadata of Aperio slides.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from histotl.core.registry import register
 from histotl.core.spec import Spec
 from histotl.core.units import round_px
 from histotl.core.values import SlideInfo
+from histotl.wsi.readers._aperio import aperio_slide
 from histotl.wsi.readers._describe import describe
 from histotl.wsi.readers._direct import LevelPlan, plan_levels, with_scaled_levels
 from histotl.wsi.readers._files import FilePerThread, state_of
@@ -103,7 +107,7 @@ class OpenSlideBackend:
 
     def __init__(self, path: Path, decode: Decode = "auto") -> None:
         self._path, self._decode = path, decode
-        self._index, self._slide = _indexed(path)
+        self._index, self._slide = _indexed(path, always_openslide=decode == "openslide")
         self._info, self._plans = self._index.info, self._index.plans
         self._file: FilePerThread | None = None
         self._regions: dict[int, TileRegions] = {}
@@ -244,7 +248,7 @@ _known: weakref.WeakValueDictionary[tuple[str, int, int], _Index] = weakref.Weak
 _known_lock = threading.Lock()
 
 
-def _indexed(path: Path) -> tuple[_Index, OpenSlide | None]:
+def _indexed(path: Path, *, always_openslide: bool) -> tuple[_Index, OpenSlide | None]:
     """What is known of a file, and OpenSlide's handle if it had to be opened for that.
 
     Copies of a slide in other threads find what the first one parsed; a changed file is another file.
@@ -258,9 +262,13 @@ def _indexed(path: Path) -> tuple[_Index, OpenSlide | None]:
         found = _known.get(key)
     if found is not None:
         return found, None
-    slide = _open(path)
-    info = describe(path, slide)
-    index = _Index(info=info, plans=plan_levels(path, info, slide.properties), state=state)
+    known = None if always_openslide else aperio_slide(path)
+    slide = None
+    if known is None:
+        slide = _open(path)
+        info = describe(path, slide)
+        known = info, plan_levels(path, info, slide.properties)
+    index = _Index(info=known[0], plans=known[1], state=state)
     # Formats of several files may change without this one changing.
     if any(plan.page is not None for plan in index.plans):
         with _known_lock:

@@ -81,13 +81,17 @@ def measure(image: Pixels, *, steps: float, sigma_px: float, every: int) -> Ligh
     tables = [_table(level) for level in white]
     colour, on_glass = np.empty(shape, np.uint8), []
     dark, grey, inked = (np.empty(shape, bool) for _ in range(3))
-    for band in _bands(shape, every, whole=sigma_px > _LEAST_SIGMA_PX):
+    bands = list(_bands(shape, every, whole=sigma_px > _LEAST_SIGMA_PX))
+    work = np.empty((6, bands[0].stop, shape[1]), np.int16)  # once: new memory for every step costs more than the step
+    for band in bands:
         planes = _planes(image[band])
         np.less(cv2.max(cv2.max(planes[0], planes[1]), planes[2]), _BLACK, out=dark[band])
-        red, green, blue = (_densities(plane, table, sigma_px) for plane, table in zip(planes, tables, strict=True))
-        weaker = np.minimum(red, blue)
-        least = np.minimum(weaker, green)
-        spread = np.maximum(np.maximum(red, green), blue) - least
+        red, green, blue, weaker, least, spread = work[:, : len(planes[0])]
+        for plane, table, density in zip(planes, tables, (red, green, blue), strict=True):
+            _densities(plane, table, sigma_px, density)
+        np.minimum(np.minimum(red, blue, out=weaker), green, out=least)
+        np.maximum(np.maximum(red, green, out=spread), blue, out=spread)
+        spread -= least
         cv2.convertScaleAbs(spread, dst=colour[band], alpha=steps / _FINE)
         on_glass.append(spread[::every][glass[band.start // every :][: -(-len(spread) // every)]])
         grey[band] = _is_grey(spread, least)
@@ -100,7 +104,7 @@ def _bands(shape: tuple[int, ...], every: int, *, whole: bool) -> Iterator[slice
     """Rows to work on at a time, a multiple of some number; all of them when each row depends on others."""
     height = shape[0] if whole else max(1, _BAND_PX // shape[1] // every) * every
     for top in range(0, shape[0], height):
-        yield slice(top, top + height)
+        yield slice(top, min(top + height, shape[0]))
 
 
 def _table(white: float) -> Density:
@@ -115,15 +119,15 @@ def _planes(image: Pixels) -> list[Plane]:
     return [np.asarray(plane, np.uint8) for plane in cv2.split(image)]
 
 
-def _densities(plane: Plane, table: Density, sigma_px: float) -> Density:
+def _densities(plane: Plane, table: Density, sigma_px: float, into: Density) -> None:
     """Densities of one channel, smoothed."""
     import cv2
 
-    density = cv2.LUT(plane, table)
-    if sigma_px > _LEAST_SIGMA_PX:
-        side = 2 * int(4 * sigma_px + 0.5) + 1
-        density = cv2.GaussianBlur(density, (side, side), sigma_px, borderType=cv2.BORDER_REPLICATE)
-    return np.asarray(density, np.int16)
+    if sigma_px <= _LEAST_SIGMA_PX:
+        cv2.LUT(plane, table, dst=into)
+        return
+    side = 2 * int(4 * sigma_px + 0.5) + 1
+    cv2.GaussianBlur(cv2.LUT(plane, table), (side, side), sigma_px, dst=into, borderType=cv2.BORDER_REPLICATE)
 
 
 def _is_grey(spread: Density, least: Density) -> Mask:
