@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 import warnings
 from collections.abc import Callable
 
@@ -19,15 +20,16 @@ from histotl.backbones._network import Forward, NetworkEmbedder
 
 log = logging.getLogger(__name__)
 
-_FIRST_TILES = 256
-"""Tiles that are run layer by layer: recording takes as long as some hundred tiles of a small network."""
+_FIRST_S = 5.0
+"""Seconds that a network runs layer by layer. Recording takes up to half a second, and saves a tenth of what follows:
+short runs are better off without."""
 
 _FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, NotImplementedError)
 """What recording raises on a network whose code it cannot follow, or where this torch can record no longer."""
 
 
 def recorded(embedder: NetworkEmbedder) -> NetworkEmbedder:
-    """The same embedder, whose network is recorded once it has seen some hundred tiles.
+    """The same embedder, whose network is recorded once it has worked for some seconds.
 
     The graph must give the very bits that the network gives, on the batch at hand and on its first tile; otherwise the
     network goes on as it is. In fp32 on a CPU only.
@@ -49,17 +51,18 @@ class _RecordedLater:
     def __init__(self, module: torch.nn.Module, forward: Forward) -> None:
         self._module, self._forward = module, forward
         self._graph: Callable[[torch.Tensor], torch.Tensor] | None = None
-        self._left = _FIRST_TILES
+        self._left_s, self._is_tried = _FIRST_S, False
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """From normalised float (b, 3, s, s) to pooled float (b, dim)."""
         if self._graph is not None:
             return self._run(self._graph, images)
+        began = time.perf_counter()
         features = self._forward(images)
-        if self._left > 0:
-            self._left -= len(images)
-            if self._left <= 0 and len(images) > 1:
-                self._record(images, features)
+        self._left_s -= time.perf_counter() - began
+        if self._left_s <= 0 and not self._is_tried and len(images) > 1:
+            self._is_tried = True
+            self._record(images, features)
         return features
 
     def _record(self, images: torch.Tensor, features: torch.Tensor) -> None:
