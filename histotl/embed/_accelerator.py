@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -59,6 +59,17 @@ class Accelerator(Protocol):
         """Begin a new measurement of memory, and give back what is cached."""
 
 
+M = TypeVar("M")
+
+
+def _alike(mark: Mark, kind: type[M]) -> M:
+    if not isinstance(mark, kind):
+        raise TypeError(
+            f"a {type(mark).__name__} is no {kind.__name__}: marks of two devices have no time between them"
+        )
+    return mark
+
+
 def accelerator_of(device: torch.device) -> Accelerator:
     """The accelerator for a device that torch has."""
     return Cuda(device) if device.type == "cuda" else Host(device)
@@ -75,7 +86,7 @@ class HostMark:
 
     def seconds_after(self, earlier: Mark) -> float:
         """Seconds between two moments."""
-        return self.at_s - earlier.at_s if isinstance(earlier, HostMark) else 0.0
+        return self.at_s - _alike(earlier, HostMark).at_s
 
 
 class Host:
@@ -127,7 +138,7 @@ class _CudaMark:
 
     def seconds_after(self, earlier: Mark) -> float:
         """By the GPU's own clock."""
-        return float(earlier.event.elapsed_time(self.event)) / 1e3 if isinstance(earlier, _CudaMark) else 0.0
+        return float(_alike(earlier, _CudaMark).event.elapsed_time(self.event)) / 1e3
 
 
 class Cuda:

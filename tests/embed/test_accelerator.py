@@ -123,6 +123,11 @@ def test_a_cpu_is_through_when_the_call_returns():
     assert isinstance(features.ready, HostMark)
 
 
+def test_marks_of_two_devices_have_no_time_between_them():
+    with pytest.raises(TypeError, match="LateMark is no HostMark"):
+        HostMark(1.0).seconds_after(LateMark(None, 0.0))
+
+
 def test_a_run_gives_the_same_files_on_a_device_that_works_behind_its_back(
     tmp_path, slides, tiling, config, monkeypatch
 ):
