@@ -80,7 +80,7 @@ class Scale:
     huge_px: int = 40960
     flow_px: int = 12288
     end_px: int = 8192
-    slow_px: int = 3584
+    slow_px: int = 5120
     cnn: str = "resnet50"
     transformer: str = "vit_small_patch16_224"
     batch: int = 32

@@ -59,15 +59,15 @@ class Provenance:
 def file_digest(path: Path, *, whole: bool = False) -> str:
     """SHA-256 (16 hex digits) that tells one file from another.
 
-    Slides are gigabytes, so by default only the size and the first and last MiB are read: these hold the header, the
-    tile index and the metadata, which a re-scan or a re-export changes.
+    Slides are gigabytes, so by default only the size and the first and last 256 KiB are read: these hold the header,
+    the metadata, and parts of the tile index and of the pixels, which a re-scan or a re-export changes.
 
     Args:
         path: The file.
         whole: Read every byte.
     """
     size = path.stat().st_size
-    digest, part = hashlib.sha256(str(size).encode()), 1 << 20
+    digest, part = hashlib.sha256(str(size).encode()), 256 << 10
     with path.open("rb") as file:
         if whole or size <= 2 * part:
             while block := file.read(part):

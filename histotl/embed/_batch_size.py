@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Sequence
 
 import torch
@@ -30,43 +31,57 @@ _MEMORY = 0.8
 class BatchTuner:
     """Finds the batch size of a CPU on the real batches of the run, so that no work is wasted.
 
-    Begins with a size in the middle and climbs: the neighbours of the best size so far are tried on a few batches each,
-    until both are known to be no faster.
+    Begins with a size in the middle. Its neighbours are tried on some batches each, against the batches just before, as
+    a machine's speed changes from minute to minute; a faster one takes its place, and has neighbours of its own. A
+    trial of a size that does not suit costs as much as up to a hundred tiles, so there is a long pause before each:
+    short runs keep the size that they begin with.
 
     Args:
         sizes: Ascending.
         tiles: Tiles that a size is judged by, after its first batch.
+        pause: Tiles before a trial.
         first: The size to begin with; the largest when it is not among them.
     """
 
-    def __init__(self, sizes: Sequence[int], *, tiles: int = 64, first: int = 32) -> None:
-        self._sizes, self._judged_by = list(sizes), tiles
-        self.batch_size = first if first in self._sizes else self._sizes[-1]
-        self._rates: dict[int, float] = {}
-        self._seen, self._tiles, self._seconds = 0, 0, 0.0
-        self._settled = len(self._sizes) == 1
+    def __init__(self, sizes: Sequence[int], *, tiles: int = 128, pause: int = 1536, first: int = 32) -> None:
+        self._sizes, self._judged_by, self._pause = list(sizes), tiles, pause
+        self._best = first if first in self._sizes else self._sizes[-1]
+        self._best_rate, self._tried = 0.0, {self._best}
+        self._switch(self._best)
 
     def observe(self, n_tiles: int, seconds: float) -> None:
         """Tell how long a batch took; changes ``batch_size`` when enough is known."""
-        if self._settled or n_tiles != self.batch_size:
-            return
-        self._seen += 1
-        if self._seen == 1:
-            return  # the first batch of a size also pays for new memory
-        self._tiles, self._seconds = self._tiles + n_tiles, self._seconds + seconds
-        if self._tiles >= self._judged_by:
-            self._rates[self.batch_size] = self._tiles / max(self._seconds, 1e-9)
-            self._seen, self._tiles, self._seconds = 0, 0, 0.0
-            self._climb()
+        if n_tiles != self.batch_size:
+            return  # the last of a run, or begun before the size was changed
+        self._seconds.append(seconds)
+        self._batches += 1
+        if self.batch_size != self._best:
+            if self._batches > self._needed:  # the first batch of a size also pays for new memory
+                self._judge()
+        elif self._batches * n_tiles >= self._pause and (untried := self._untried()):
+            self._best_rate = self._rate()
+            self._switch(untried)
 
-    def _climb(self) -> None:
-        best = max(self._rates, key=lambda size: self._rates[size])
-        place = self._sizes.index(best)
-        unknown = [size for size in self._sizes[max(0, place - 1) : place + 2] if size not in self._rates]
-        self._settled = not unknown
-        self.batch_size = unknown[0] if unknown else best
-        if self._settled:
-            log.debug("batches of %d tiles: %s", best, {size: round(rate) for size, rate in self._rates.items()})
+    def _judge(self) -> None:
+        log.debug("%d tiles: %.0f/s, %d tiles: %.0f/s", self._best, self._best_rate, self.batch_size, self._rate())
+        self._tried.add(self.batch_size)
+        if self._rate() > self._best_rate:
+            self._best = self.batch_size
+        self._switch(self._best)
+
+    def _untried(self) -> int | None:
+        place = self._sizes.index(self._best)
+        neighbours = self._sizes[max(0, place - 1) : place + 2]
+        return next((size for size in neighbours if size not in self._tried), None)
+
+    def _switch(self, size: int) -> None:
+        self.batch_size, self._batches = size, 0
+        self._needed = -(-self._judged_by // size)
+        self._seconds = deque[float](maxlen=self._needed)
+
+    def _rate(self) -> float:
+        """Tiles a second in the last batches."""
+        return self.batch_size * len(self._seconds) / max(sum(self._seconds), 1e-9)
 
 
 def choose_batches(

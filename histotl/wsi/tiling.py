@@ -100,19 +100,18 @@ def plan_tiles(
     pad = spec.edge == "pad"
     columns = _corners(x, width, footprint[0], stride[0], pad=pad)
     rows = _corners(y, height, footprint[1], stride[1], pad=pad)
-    coords = np.stack(np.meshgrid(columns, rows, indexing="xy"), axis=-1).reshape(-1, 2)
-    fraction = np.ones(len(coords), np.float32)
+    fraction = np.ones((len(rows), len(columns)), np.float32)
     if mask is not None:
-        fraction = tissue_fractions(mask, scale_l0, columns, rows, footprint).ravel()
-        # A tile that is all tissue must pass min_tissue=1 whatever the last bit of the sum says.
-        kept = fraction >= spec.min_tissue - 1e-6
-        coords, fraction = coords[kept], fraction[kept]
+        fraction = tissue_fractions(mask, scale_l0, columns, rows, footprint)
+    # A tile that is all tissue must pass min_tissue=1 whatever the last bit of the sum says.
+    row, column = np.nonzero(fraction >= spec.min_tissue - 1e-6)
+    coords = np.stack([columns[column], rows[row]], axis=-1)
     return TileGrid(
         spec=spec,
         coords_l0=coords,
         footprint_l0=footprint,
         read_level=best_level(info, min(footprint) / spec.tile_px),
-        tissue_fraction=fraction,
+        tissue_fraction=fraction[row, column],
     )
 
 

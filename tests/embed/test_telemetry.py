@@ -117,8 +117,8 @@ def test_the_command_line_says_it(slides, tmp_path, capsys):
 
 
 def run_tuner(rates: dict[int, float]) -> int:
-    tuner = BatchTuner(tuple(rates), tiles=32)
-    for _ in range(100):
+    tuner = BatchTuner(tuple(rates), tiles=32, pause=128)
+    for _ in range(200):
         tuner.observe(tuner.batch_size, tuner.batch_size / rates[tuner.batch_size])
     return tuner.batch_size
 
@@ -130,6 +130,31 @@ def test_the_fastest_batch_size_is_found():
     assert run_tuner({8: 300, 16: 100, 32: 120, 64: 110}) == 32  # a hill further away is not looked for
     assert run_tuner({4: 100}) == 4
     assert run_tuner({4: 100, 8: 90}) == 4
+
+
+def test_a_short_run_tries_no_other_batch_size():
+    tuner, tiles = BatchTuner((16, 32), tiles=32, pause=640), 0
+    while tuner.batch_size == 32:
+        tuner.observe(32, 1.0)
+        tiles += 32
+    assert tiles == 640
+
+
+def test_a_size_is_compared_with_the_batches_just_before_it():
+    """A machine that slows down in the course of a run does not make the size that was measured first the best."""
+    tuner, slowdown = BatchTuner((16, 32), tiles=64, pause=128), 1.0
+    for _ in range(200):
+        slowdown *= 1.01
+        tuner.observe(tuner.batch_size, slowdown * tuner.batch_size / {16: 130, 32: 100}[tuner.batch_size])
+    assert tuner.batch_size == 16
+
+
+def test_the_first_batch_of_a_size_does_not_count():
+    tuner, before = BatchTuner((16, 32), tiles=64, pause=128), 32
+    for _ in range(200):
+        is_first, before = tuner.batch_size != before, tuner.batch_size
+        tuner.observe(tuner.batch_size, 100.0 if is_first else tuner.batch_size / {16: 130, 32: 100}[tuner.batch_size])
+    assert tuner.batch_size == 16
 
 
 def test_small_last_batches_say_nothing_about_a_size():

@@ -48,17 +48,16 @@ def reaches_border(mask: Mask) -> bool:
     return bool(mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any())
 
 
-def touching(candidate: Mask, seed: Mask) -> Mask:
-    """The parts of a mask, connected over edges and corners, that hold a seed."""
-    areas = Areas(candidate)
+def touching(candidate: Mask, seed: Mask, *, in_cells: bool = False) -> Mask:
+    """The parts of a mask, see :class:`Areas`, that hold a seed."""
+    areas = Areas(candidate, in_cells=in_cells)
     return areas.only(areas.that_hold(seed & candidate))
 
 
-def repeated(mask: Mask, factor: int) -> Mask:
-    """A mask with every pixel repeated so many times in both directions."""
-    pairs = factor == 2  # two bytes in one number, which is quicker
-    wide = (mask.view(np.uint8).astype(np.uint16) * 0x0101).view(np.bool_) if pairs else mask.repeat(factor, 1)
-    return wide.repeat(factor, 0)
+def _doubled(cells: Mask, shape: tuple[int, ...]) -> Mask:
+    """A mask of cells of 2 x 2 pixels as one of pixels."""
+    wide = (cells.view(np.uint8).astype(np.uint16) * 0x0101).view(np.bool_)  # two bytes in one number: quick
+    return wide.repeat(2, 0)[: shape[0], : shape[1]]
 
 
 def any_of_cell(mask: Mask) -> Mask:
@@ -77,22 +76,24 @@ class Areas:
 
     Args:
         mask: The mask.
+        in_cells: Take what lies in the same or in neighbouring cells of 2 x 2 pixels for connected, which is quicker.
     """
 
-    def __init__(self, mask: Mask) -> None:
+    def __init__(self, mask: Mask, *, in_cells: bool = False) -> None:
         import cv2
 
-        self._mask = mask
-        self.count, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=8, ltype=cv2.CV_32S)
+        self._pixels, self._in_cells = mask, in_cells
+        self._mask = any_of_cell(mask) if in_cells else mask
+        self.count, labels = cv2.connectedComponents(self._mask.view(np.uint8), connectivity=8, ltype=cv2.CV_32S)
         self._labels = labels.ravel()
 
     def that_hold(self, seed: Mask) -> Mask:
         """Which parts hold a pixel of another mask that lies inside this one, bool (count,)."""
         # A run of seeds lies in one part, so its first pixel speaks for all.
-        return self._among(_runs(seed)[0])
+        return self._among(_runs(any_of_cell(seed) if self._in_cells else seed)[0])
 
     def at_border(self) -> Mask:
-        """Which parts reach the border of the picture, bool (count,)."""
+        """Which parts, or cells of them, reach the border of the picture, bool (count,)."""
         frame = np.zeros(self._mask.shape, bool)
         for line in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
             frame[line] = self._mask[line]
@@ -101,13 +102,13 @@ class Areas:
     def only(self, kept: Mask) -> Mask:
         """The mask with these parts alone, bool (count,)."""
         if kept[1:].all():
-            return self._mask
+            return self._pixels
         # Most of a mask is kept, and what is not are specks: runs of pixels are looked up, not pixels.
         first, length = _runs(self._mask)
         dropped = ~kept[self._labels[first]]
         result = self._mask.copy()
         result.ravel()[_spans(first[dropped], length[dropped])] = False
-        return result
+        return self._pixels & _doubled(result, self._pixels.shape) if self._in_cells else result
 
     def _among(self, places: npt.NDArray[np.intp]) -> Mask:
         found = np.zeros(self.count, bool)

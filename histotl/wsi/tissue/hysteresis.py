@@ -11,12 +11,10 @@ from histotl.wsi.readers.base import Pixels
 from histotl.wsi.tissue._areas import (
     Areas,
     Mask,
-    any_of_cell,
     close_gaps,
     diamond,
     px,
     reaches_border,
-    repeated,
     touching,
 )
 from histotl.wsi.tissue._light import Light, measure
@@ -103,7 +101,8 @@ class Hysteresis:
         candidate = light.colour > pale
         if blocked is not None:
             candidate &= ~blocked
-        closed = close_gaps(touching(candidate, light.colour > sure), max(1, round(self.close_um / mpp / 2)))
+        found = touching(candidate, light.colour > sure, in_cells=is_coarse)
+        closed = close_gaps(found, max(1, round(self.close_um / mpp / 2)))
         if blocked is not None:
             closed &= ~blocked
         return _without_edge_fringes(closed, mpp, in_cells=is_coarse)
@@ -141,14 +140,10 @@ def _without_edge_fringes(tissue: Mask, mpp: float, *, in_cells: bool) -> Mask:
     Args:
         tissue: The mask.
         mpp: Of its pixels.
-        in_cells: Take parts in neighbouring cells of 2 x 2 pixels for connected, which is quicker.
+        in_cells: See :class:`histotl.wsi.tissue._areas.Areas`.
     """
     if not reaches_border(tissue):
         return tissue
     thick = diamond(tissue, -px(_FRINGE_UM, mpp))
-    areas = Areas(any_of_cell(tissue) if in_cells else tissue)
-    fringe = areas.at_border() & ~areas.that_hold(any_of_cell(thick) if in_cells else thick)
-    if not fringe.any():
-        return tissue
-    kept = areas.only(~fringe)
-    return tissue & repeated(kept, 2)[: tissue.shape[0], : tissue.shape[1]] if in_cells else kept
+    areas = Areas(tissue, in_cells=in_cells)
+    return areas.only(areas.that_hold(thick) | ~areas.at_border())
