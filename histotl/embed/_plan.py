@@ -23,7 +23,7 @@ from histotl.wsi.mask import TissueMask, find_tissue, to_geojson
 from histotl.wsi.preview import draw_preview, encode_jpeg, shrink_picture
 from histotl.wsi.readers.base import Pixels
 from histotl.wsi.slide import Slide
-from histotl.wsi.tiling import plan_tiles
+from histotl.wsi.tiling import best_level, plan_tiles
 from histotl.wsi.tissue.base import TissueSegmenter
 
 PREVIEW_PX = 1024
@@ -91,7 +91,7 @@ def sample_rows(n_tiles: int, wanted: int) -> npt.NDArray[np.int64]:
 
 def _write_pictures(slide: Slide, mask: TissueMask, grid: TileGrid, out: Path) -> None:
     info = slide.info
-    image = _overview(slide, mask)
+    image = _overview(slide, mask, grid)
     scale_l0 = (info.width / image.shape[1], info.height / image.shape[0])
     preview = draw_preview(image, scale_l0=scale_l0, polygons=mask.polygons, grid=grid)
     try:
@@ -103,19 +103,20 @@ def _write_pictures(slide: Slide, mask: TissueMask, grid: TileGrid, out: Path) -
         raise cannot_write(layout.contour_path(out, info.slide_id), error) from error
 
 
-def _overview(slide: Slide, mask: TissueMask) -> Pixels:
+def _overview(slide: Slide, mask: TissueMask, grid: TileGrid) -> Pixels:
     """The whole slide, ``PREVIEW_PX`` long: of the picture that the tissue was found on where that is large enough.
 
-    Biopsies are many and small: for them a level that is as it is large enough to judge an outline by is taken, instead
-    of decoding all of a finer one, which would cost as much as reading their tiles.
+    Biopsies are many and small. Where the level that their tiles are read from would have to be decoded for it, which
+    costs as much as reading them, a coarser level is taken as it is, if it is large enough to judge an outline by.
     """
     info = slide.info
     if mask.image is not None and max(mask.image.shape[:2]) >= min(PREVIEW_PX, max(info.width, info.height)):
         return shrink_picture(mask.image, PREVIEW_PX)
+    wanted = PREVIEW_PX
+    if best_level(info, max(info.width, info.height) / PREVIEW_PX) <= grid.read_level:
+        sides = [max(level.width, level.height) for level in info.levels]
+        wanted = max((side for side in sides if LEAST_PREVIEW_PX <= side <= PREVIEW_PX), default=PREVIEW_PX)
     longest_um = max(info.width * info.mpp_x, info.height * info.mpp_y)
-    sides = [max(level.width, level.height) for level in info.levels]
-    enough = [side for side in sides if LEAST_PREVIEW_PX <= side <= PREVIEW_PX]
-    wanted = max(enough) if enough and sides[0] <= 2 * PREVIEW_PX else PREVIEW_PX
     image, _ = slide.thumbnail(max(info.mpp, longest_um / wanted))
     return image
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -235,6 +236,8 @@ def open_slide(
     if not path.is_file():
         fact = f"{path}: " + ("a folder, not a slide" if path.is_dir() else "no such file")
         raise SlideOpenError(fact, hint="give one of its files" if path.is_dir() else "check the path")
+    if not os.access(path, os.R_OK):
+        raise SlideOpenError(f"{path}: no right to read it", hint="ask its owner, or give yourself the right: chmod +r")
     chosen, backend = first_that_opens(path, reader)
     try:
         check_brightfield(backend, path.name)

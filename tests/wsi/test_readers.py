@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 import pickle
 import warnings
 from collections.abc import Callable
@@ -218,6 +219,15 @@ def test_wrong_paths_and_names(tmp_path: Path) -> None:
         open_slide(tmp_path / "a.txt")
     with pytest.raises(UnknownNameError, match="opensilde"):
         open_slide(tmp_path / "a.txt", reader="opensilde")
+
+
+def test_a_file_without_the_right_to_read_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.svs"
+    path.write_bytes(b"II")
+    # A system administrator, as tests in containers are, may read every file.
+    monkeypatch.setattr(os, "access", lambda asked, how: not (asked == path and how == os.R_OK))
+    with pytest.raises(SlideOpenError, match="no right to read it"):
+        open_slide(path)
 
 
 def test_unknown_compression_is_told_when_opening(tmp_path: Path, tissue: Pixels) -> None:
