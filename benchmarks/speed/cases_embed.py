@@ -115,12 +115,12 @@ def trident(inputs: Inputs) -> Case:
 @case("embed/two-backbones")
 def two_backbones(inputs: Inputs) -> Case:
     """One pass for both."""
-    slide, out, names = inputs.end, inputs.folder / "both", (FAST, SECOND)
+    slide, out, names = inputs.large_slide, inputs.folder / "both", (FAST, SECOND)
     specs = [timm_spec(name) for name in names]
-    threads = engine_threads(embed(slide, out, *specs))
-    tiles = resident_tiles(slide, TileConfig(), RESIDENT)
+    threads = engine_threads(embed(slide, out, *specs, tiling=ALL))
+    tiles = resident_tiles(slide, ALL, RESIDENT)
     bare = [Bare(spec, name, tiles, threads) for spec, name in zip(specs, names, strict=True)]
-    opened, grid = planned(slide, TileConfig())
+    opened, grid = planned(slide, ALL)
 
     def forwards_and_read() -> list[torch.Tensor]:
         with TileReader(opened, grid) as reader:
@@ -131,10 +131,10 @@ def two_backbones(inputs: Inputs) -> Case:
     return Case(
         name=f"embed_slides, {FAST} and {SECOND} in one pass, {len(grid)} tiles",
         against="the sum of their bare networks, and reading the tiles once (floor)",
-        ours=lambda: embed(slide, out, *specs).n_tiles,
+        ours=lambda: embed(slide, out, *specs, tiling=ALL).n_tiles,
         reference=forwards_and_read,
         same=lambda _, wanted: all(
-            _close_to(features(out, spec, slide), made) for spec, made in zip(specs, wanted, strict=True)
+            _close_to(features(out, spec, slide, ALL), made) for spec, made in zip(specs, wanted, strict=True)
         ),
         goal=1.05,
         threads=None,
