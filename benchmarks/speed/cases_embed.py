@@ -57,7 +57,7 @@ def mobilenet(inputs: Inputs) -> Case:
 @case("embed/resnet50")
 def resnet50(inputs: Inputs) -> Case:
     """A large CNN."""
-    return _end_to_end(inputs, inputs.scale.cnn, inputs.slow)
+    return _end_to_end(inputs, inputs.scale.cnn, inputs.end)
 
 
 @case("embed/vit_small_patch16_224")
@@ -69,7 +69,7 @@ def vit_small(inputs: Inputs) -> Case:
 @case("embed/scattering")
 def scattering_slide(inputs: Inputs) -> Case:
     """The default backbone, against its own forward pass."""
-    slide, out = inputs.end, inputs.folder / "embedded-scattering"
+    slide, out = inputs.flow, inputs.folder / "embedded-scattering"
     tiles, embedder = resident_tiles(slide, TileConfig()), load(SCATTERING)
     threads = engine_threads(embed(slide, out, SCATTERING))
 
