@@ -48,9 +48,9 @@ def reaches_border(mask: Mask) -> bool:
     return bool(mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any())
 
 
-def touching(candidate: Mask, seed: Mask, *, in_cells: bool = False) -> Mask:
-    """The parts of a mask, see :class:`Areas`, that hold a seed."""
-    areas = Areas(candidate, in_cells=in_cells)
+def touching(candidate: Mask, seed: Mask) -> Mask:
+    """The parts of a mask, connected over edges and corners, that hold a seed."""
+    areas = Areas(candidate)
     return areas.only(areas.that_hold(seed & candidate))
 
 

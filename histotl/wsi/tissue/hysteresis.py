@@ -34,7 +34,7 @@ _FINE_PX = 1_500_000
 _COARSER = 1.5
 """A picture so many times coarser than ``mpp`` has been smoothed by shrinking it."""
 
-_GLASS_PX = 100_000
+_GLASS_PX = 60_000
 """Pixels of such a picture, about, that the colour of the glass is taken from."""
 
 _SURE = 54
@@ -101,11 +101,16 @@ class Hysteresis:
         candidate = light.colour > pale
         if blocked is not None:
             candidate &= ~blocked
-        found = touching(candidate, light.colour > sure, in_cells=is_coarse)
-        closed = close_gaps(found, max(1, round(self.close_um / mpp / 2)))
+        found = close_gaps(candidate, max(1, round(self.close_um / mpp / 2)))
         if blocked is not None:
-            closed &= ~blocked
-        return _without_edge_fringes(closed, mpp, in_cells=is_coarse)
+            found &= ~blocked
+        # Gaps are closed first, so that one search for connected areas does for both questions.
+        areas = Areas(found, in_cells=is_coarse)
+        kept = areas.that_hold((light.colour > sure) & found)
+        if reaches_border(found):
+            # Thin strips along the picture's border are the coloured fringe of the slide's edge, not tissue.
+            kept &= areas.that_hold(diamond(found, -px(_FRINGE_UM, mpp))) | ~areas.at_border()
+        return areas.only(kept)
 
 
 def _blocked(light: Light, mpp: float) -> Mask | None:
@@ -132,18 +137,3 @@ def _ink(inked: Mask, mpp: float) -> Mask | None:
         return None
     core = diamond(inked, -px(_INK_UM / 2, mpp))
     return diamond(touching(inked, core), px(24, mpp)) if core.any() else None
-
-
-def _without_edge_fringes(tissue: Mask, mpp: float, *, in_cells: bool) -> Mask:
-    """Drop thin strips along the picture's border: the coloured fringe of the slide's edge, not tissue.
-
-    Args:
-        tissue: The mask.
-        mpp: Of its pixels.
-        in_cells: See :class:`histotl.wsi.tissue._areas.Areas`.
-    """
-    if not reaches_border(tissue):
-        return tissue
-    thick = diamond(tissue, -px(_FRINGE_UM, mpp))
-    areas = Areas(tissue, in_cells=in_cells)
-    return areas.only(areas.that_hold(thick) | ~areas.at_border())
