@@ -23,7 +23,12 @@ from histotl.core.registry import PLUGIN_FOLDERS, available, canonical, create, 
 ARGUMENTS: Mapping[tuple[str, str], str] = {
     ("backbone", "timm"): "timm/test_vit(weights='random')",
 }
-NEEDS_A_FILE = {("backbone", "module"), ("augment", "albumentations")}
+NEEDS_A_FILE = {
+    ("backbone", "module"),
+    ("augment", "albumentations"),
+    ("tissue", "from_geojson"),
+    ("tissue", "from_mask"),
+}
 """These wrap a user's own file; their room's tests write one."""
 
 

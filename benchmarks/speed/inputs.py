@@ -28,7 +28,7 @@ from histotl.wsi.mask import find_tissue
 from histotl.wsi.slide import Slide, open_slide
 from histotl.wsi.tiles import read_tiles
 from histotl.wsi.tiling import plan_tiles
-from histotl.wsi.tissue.base import TissueSegmenter
+from histotl.wsi.tissue.base import TissueFinder
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -309,7 +309,7 @@ def planned(path: Path, tiling: TileConfig) -> tuple[Slide, TileGrid]:
     slide = open_slide(path)
     mask = find_tissue(
         slide,
-        cast("TissueSegmenter", create("tissue", tiling.tissue)),
+        cast("TissueFinder", create("tissue", tiling.tissue)),
         min_area_um2=tiling.min_area_um2,
         max_hole_um2=tiling.max_hole_um2,
     )

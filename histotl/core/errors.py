@@ -105,6 +105,10 @@ class NoTissueError(SlideError, ValueError):
     """No tile passed the tissue threshold."""
 
 
+class OutlineError(SlideError, ValueError):
+    """The file that says where a slide's tissue is, is missing, damaged, or of another slide."""
+
+
 class StainError(SlideError, ValueError):
     """The stain of a slide cannot be estimated (one stain only, or too little stained tissue)."""
 

@@ -24,7 +24,7 @@ from histotl.wsi.preview import draw_preview, encode_jpeg, shrink_picture
 from histotl.wsi.readers.base import Pixels
 from histotl.wsi.slide import Slide
 from histotl.wsi.tiling import best_level, plan_tiles
-from histotl.wsi.tissue.base import TissueSegmenter
+from histotl.wsi.tissue.base import TissueFile, TissueFinder
 
 PREVIEW_PX = 1024
 """Longer side of the preview pictures."""
@@ -33,48 +33,51 @@ LEAST_PREVIEW_PX = 384
 """The same of slides so small that a coarser level will do."""
 
 
-def tissue_segmenter(tiling: TileConfig) -> TissueSegmenter:
-    """The segmenter that the options name."""
-    return cast("TissueSegmenter", create("tissue", tiling.tissue))
+def tissue_finder(tiling: TileConfig) -> TissueFinder:
+    """What the options name."""
+    return cast("TissueFinder", create("tissue", tiling.tissue))
 
 
-def source_digest(info: SlideInfo, tiling: TileConfig, segmenter: TissueSegmenter) -> str:
+def source_digest(info: SlideInfo, tiling: TileConfig, finder: TissueFinder) -> str:
     """Digest of all that a slide's tiles come from beside the tile spec.
 
     The slide's bytes, its pixel size (an override changes every tile), the reader and the tissue settings. It is
     recorded in the files, so that a run with another of these makes them again instead of taking them for current.
     """
-    facts = {
+    facts: dict[str, object] = {
         "slide": info.fingerprint,
         "mpp": (info.mpp_x, info.mpp_y),
         "reader": info.reader,
-        "tissue": canonical(segmenter),
+        "tissue": canonical(finder),
         "min_area_um2": tiling.min_area_um2,
         "max_hole_um2": tiling.max_hole_um2,
     }
+    if isinstance(finder, TissueFile):
+        facts["outlines"] = finder.digest(info)
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def plan_slide(
-    slide: Slide, tiling: TileConfig, segmenter: TissueSegmenter, out: Path, made: Provenance, source: str
+    slide: Slide, tiling: TileConfig, finder: TissueFinder, out: Path, made: Provenance, source: str
 ) -> TileGrid:
     """Find tissue, lay the grid, and write the pictures, the outline and, last, the coordinates of one slide.
 
     Args:
         slide: The open slide.
         tiling: Which tiles.
-        segmenter: Finds the tissue.
+        finder: Finds the tissue.
         out: Output folder.
         made: For the files' record.
         source: What :func:`source_digest` says.
 
     Raises:
         UpsamplingError: The slide is coarser than the tiles asked for.
+        OutlineError: A file was to say where tissue is, and cannot be used.
         NoTissueError: No tile has enough tissue; the pictures are written nevertheless, to see why.
     """
     info, spec = slide.info, tiling.spec
     plan_tiles(info, spec, None)  # refuses upsampling before the slower work
-    mask = find_tissue(slide, segmenter, min_area_um2=tiling.min_area_um2, max_hole_um2=tiling.max_hole_um2)
+    mask = find_tissue(slide, finder, min_area_um2=tiling.min_area_um2, max_hole_um2=tiling.max_hole_um2)
     grid = plan_tiles(info, spec, mask.mask, mask.scale_l0)
     _write_pictures(slide, mask, grid, out)
     if not len(grid):

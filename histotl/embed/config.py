@@ -37,7 +37,7 @@ class TileConfig:
     """Accept slides coarser than mpp; their tiles are interpolated."""
 
     tissue: str = "hysteresis"
-    """Tissue segmenter, as a spec such as 'hysteresis(mpp=4.0)'; see `histotl list tissue`."""
+    """What finds the tissue, as a spec such as 'hysteresis(mpp=4.0)'; see `histotl list tissue`."""
 
     min_area_um2: float = 1000.0
     """Smallest piece of tissue that is kept, in square micrometres."""

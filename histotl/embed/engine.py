@@ -34,7 +34,7 @@ from histotl.embed._filing import Filing
 from histotl.embed._flow import Flow
 from histotl.embed._job import SlideJob, Work
 from histotl.embed._models import Model, load_models, warn_of_other_identity
-from histotl.embed._plan import plan_slide, sample_rows, source_digest, tissue_segmenter
+from histotl.embed._plan import plan_slide, sample_rows, source_digest, tissue_finder
 from histotl.embed._reading import Feed
 from histotl.embed._slides import Account, list_entries, open_entry
 from histotl.embed.config import EmbedConfig, TileConfig
@@ -46,7 +46,7 @@ from histotl.store import layout
 from histotl.store.embeddings import EmbeddingsMeta, EmbeddingsWriter, is_current
 from histotl.wsi.slide import Slide
 from histotl.wsi.tiles import TileReader, read_tiles
-from histotl.wsi.tissue.base import TissueSegmenter
+from histotl.wsi.tissue.base import TissueFinder
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def embed_slides(
         SetupError: Weights or the device cannot be had; before any slide is opened.
     """
     stain = cast("StainNormalizer", create("stain", config.stain))
-    segmenter = tissue_segmenter(tiling)
+    finder = tissue_finder(tiling)
     entries = list_entries(slides, tiling)
     device = choose_device(config.device)
     readers = choose_workers(config, device)
@@ -93,7 +93,7 @@ def embed_slides(
             out=Path(out),
             tiling=tiling,
             config=config,
-            segmenter=segmenter,
+            finder=finder,
             stain=stain,
             models=models,
             decoding=decoding,
@@ -113,7 +113,7 @@ class _Engine:
     out: Path
     tiling: TileConfig
     config: EmbedConfig
-    segmenter: TissueSegmenter
+    finder: TissueFinder
     stain: StainNormalizer
     models: tuple[Model, ...]
     decoding: DecoderChoice
@@ -178,7 +178,7 @@ class _Engine:
         with self.clock.stage("plan"), ExitStack() as held:
             slide = open_entry(entry, self.tiling)
             held.callback(slide.close)
-            source = source_digest(slide.info, self.tiling, self.segmenter)
+            source = source_digest(slide.info, self.tiling, self.finder)
             state, models = claim(
                 self.models,
                 lambda model: self._path(model, entry),
@@ -188,7 +188,7 @@ class _Engine:
             if state != "ready":
                 return SlideJob(state=state)
             made = self._provenance(slide.info)
-            grid = plan_slide(slide, self.tiling, self.segmenter, self.out, made, source)
+            grid = plan_slide(slide, self.tiling, self.finder, self.out, made, source)
             transform = self._fit(slide, grid)
             tiles = held.enter_context(TileReader(slide, grid, decoder=self.decoding.decoder_for(slide, grid)))
             made = replace(made, specs={**made.specs, "decoder": tiles.decoder})
@@ -227,7 +227,7 @@ class _Engine:
             "embed": asdict(self.config),
             "backbones": [model.spec for model in self.models],
             "stain": canonical(self.stain),
-            "tissue": canonical(self.segmenter),
+            "tissue": canonical(self.finder),
         }
 
     def _provenance(self, info: SlideInfo) -> Provenance:

@@ -14,7 +14,7 @@ from histotl.core.registry import canonical
 from histotl.core.values import SlideEntry
 from histotl.embed._claim import claim
 from histotl.embed._job import SlideJob
-from histotl.embed._plan import plan_slide, source_digest, tissue_segmenter
+from histotl.embed._plan import plan_slide, source_digest, tissue_finder
 from histotl.embed._reading import Feed, Turn
 from histotl.embed._slides import Account, list_entries, open_entry
 from histotl.embed.config import TileConfig
@@ -22,7 +22,7 @@ from histotl.embed.device import usable_cores
 from histotl.embed.summary import RunSummary
 from histotl.store import layout
 from histotl.store.coords import read_coords
-from histotl.wsi.tissue.base import TissueSegmenter
+from histotl.wsi.tissue.base import TissueFinder
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def tile_slides(
     Raises:
         UsageError: A name, spec or manifest is wrong; before any slide is opened.
     """
-    tiler = _Tiler(out=Path(out), tiling=tiling, segmenter=tissue_segmenter(tiling))
+    tiler = _Tiler(out=Path(out), tiling=tiling, finder=tissue_finder(tiling))
     entries = list_entries(slides, tiling)
     layout.prepare_output(tiler.out)
     layout.remove_stale_parts(tiler.out)
@@ -72,21 +72,21 @@ class _Tiler:
 
     out: Path
     tiling: TileConfig
-    segmenter: TissueSegmenter
+    finder: TissueFinder
 
     def prepare(self, entry: SlideEntry) -> SlideJob:
         """All the work on one slide; several slides at a time, each in a worker thread."""
         with ExitStack() as held:
             slide = open_entry(entry, self.tiling)
             held.callback(slide.close)
-            source = source_digest(slide.info, self.tiling, self.segmenter)
+            source = source_digest(slide.info, self.tiling, self.finder)
             path = layout.coords_path(self.out, self.tiling.spec, entry.slide_id)
             state, _ = claim([path], lambda key: key, lambda key: self._is_current(key, entry, source), held)
             if state != "ready":
                 return SlideJob(state=state)
-            specs = {"tiling": asdict(self.tiling), "tissue": canonical(self.segmenter)}
+            specs = {"tiling": asdict(self.tiling), "tissue": canonical(self.finder)}
             made = Provenance.now(specs=specs, inputs={"slide": slide.info.fingerprint, "source": source})
-            grid = plan_slide(slide, self.tiling, self.segmenter, self.out, made, source)
+            grid = plan_slide(slide, self.tiling, self.finder, self.out, made, source)
             return SlideJob(state=state, info=slide.info, grid=grid, held=held.pop_all())
 
     def _is_current(self, path: Path, entry: SlideEntry, source: str) -> bool:

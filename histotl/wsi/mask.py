@@ -14,7 +14,7 @@ from histotl.wsi._contours import Borders, Mask, Ring, midway_rings, trace
 from histotl.wsi.readers.base import Pixels
 from histotl.wsi.slide import Slide
 from histotl.wsi.tiling import best_level, level_scale
-from histotl.wsi.tissue.base import SeesLargeCoarser, TissueSegmenter
+from histotl.wsi.tissue.base import SeesLargeCoarser, TissueFile, TissueFinder
 
 _NEAR_MPP = 0.9
 """A level is looked at as it is when its pixels have at least this share of the size that a segmenter asks for."""
@@ -55,45 +55,48 @@ class TissueMask:
         return outlines(self.mask, self.scale_l0)
 
 
-def find_tissue(slide: Slide, segmenter: TissueSegmenter, *, min_area_um2: float, max_hole_um2: float) -> TissueMask:
-    """Segment a slide, drop small pieces, fill small holes.
+def find_tissue(slide: Slide, finder: TissueFinder, *, min_area_um2: float, max_hole_um2: float) -> TissueMask:
+    """Segment a slide, drop small pieces, fill small holes; or take what a file says as it is.
 
     Args:
         slide: An open slide.
-        segmenter: Decides what is tissue, at the resolution that it asks for, or up to a tenth finer where the slide
+        finder: Decides what is tissue, at the resolution that it asks for, or up to a tenth finer where the slide
             has a level of that or of half as large pixels.
         min_area_um2: Smallest piece that is kept, its filled holes included.
         max_hole_um2: Largest hole that is filled.
 
     Raises:
         SlideReadError: A region cannot be decoded.
-        UsageError: An area is negative, or the segmenter's mask has another shape than the picture.
+        OutlineError: A file was to say where tissue is, and cannot be used.
+        UsageError: An area is negative, or the mask has another shape than the picture.
     """
     for name, value in (("min_area_um2", min_area_um2), ("max_hole_um2", max_hole_um2)):
         if not value >= 0:
             raise UsageError(f"{name} is {value}", hint="give an area in µm², 0 or more")
     info = slide.info
-    image, mpp = _picture(slide, segmenter)
-    found = np.asarray(segmenter.segment(image, mpp))
-    if found.shape != image.shape[:2] or found.dtype != np.bool_:
-        fact = f"{type(segmenter).__name__} answered {found.dtype} {found.shape} for a picture of {image.shape[:2]}"
+    image, mpp = _picture(slide, finder)
+    shape = image.shape[0], image.shape[1]
+    found = finder.mask(info, shape) if isinstance(finder, TissueFile) else np.asarray(finder.segment(image, mpp))
+    if found.shape != shape or found.dtype != np.bool_:
+        fact = f"{type(finder).__name__} answered {found.dtype} {found.shape} for a picture of {shape}"
         raise UsageError(fact, hint="a segmenter gives bool of the picture's height and width")
     scale_l0 = (info.width / image.shape[1], info.height / image.shape[0])
     pixel_um2 = scale_l0[0] * info.mpp_x * scale_l0[1] * info.mpp_y
-    mask = clean(found, min_area_px=min_area_um2 / pixel_um2, max_hole_px=max_hole_um2 / pixel_um2)
-    area_mm2 = float(np.count_nonzero(mask)) * pixel_um2 / 1e6
-    return TissueMask(mask=mask, scale_l0=scale_l0, area_mm2=area_mm2, image=image)
+    if not isinstance(finder, TissueFile):
+        found = clean(found, min_area_px=min_area_um2 / pixel_um2, max_hole_px=max_hole_um2 / pixel_um2)
+    area_mm2 = float(np.count_nonzero(found)) * pixel_um2 / 1e6
+    return TissueMask(mask=found, scale_l0=scale_l0, area_mm2=area_mm2, image=image)
 
 
-def _picture(slide: Slide, segmenter: TissueSegmenter) -> tuple[Pixels, float]:
-    """What a segmenter sees of a slide, and its µm per pixel.
+def _picture(slide: Slide, finder: TissueFinder) -> tuple[Pixels, float]:
+    """What a tissue finder sees of a slide, and its µm per pixel.
 
     A level that has nearly the pixels that it asks for is taken as it is, one with nearly half of them is halved; only
     others are resampled.
     """
-    info, wanted = slide.info, segmenter.mpp
-    if isinstance(segmenter, SeesLargeCoarser):
-        wanted = segmenter.mpp_of(info.width * info.mpp_x, info.height * info.mpp_y)
+    info, wanted = slide.info, finder.mpp
+    if isinstance(finder, SeesLargeCoarser):
+        wanted = finder.mpp_of(info.width * info.mpp_x, info.height * info.mpp_y)
     for times in (1, 2):
         index = best_level(info, wanted / times / info.mpp)
         scale_x, scale_y = level_scale(info, index)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from histotl.core.provenance import Provenance
 from histotl.core.values import TileGrid
-from histotl.embed._plan import plan_slide, tissue_segmenter
+from histotl.embed._plan import plan_slide, tissue_finder
 from histotl.embed.config import TileConfig
 from histotl.store import layout
 from histotl.wsi.readers.array import ArrayBackend
@@ -51,4 +51,4 @@ def test_the_picture_of_a_small_slide_needs_no_level_that_tiles_are_read_from(
 def plan(slide: Slide, out: Path) -> TileGrid:
     tiling = TileConfig()
     layout.prepare_output(out)
-    return plan_slide(slide, tiling, tissue_segmenter(tiling), out, Provenance.now(specs={}, inputs={}), "source")
+    return plan_slide(slide, tiling, tissue_finder(tiling), out, Provenance.now(specs={}, inputs={}), "source")

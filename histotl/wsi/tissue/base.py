@@ -1,8 +1,8 @@
-"""The contract of a tissue segmenter.
+"""The contracts of what finds tissue.
 
-A segmenter is a frozen dataclass registered as ``@register("tissue", name)``. It sees the whole slide once, at the
-physical resolution that it asks for, and answers with a mask. Clean-up (smallest area, largest hole) is the same for
-all and lives in ``wsi/mask.py``.
+Both are frozen dataclasses registered as ``@register("tissue", name)``. A segmenter sees the whole slide once, at the
+physical resolution that it asks for, and answers with a mask; clean-up (smallest area, largest hole) is the same for
+all and lives in ``wsi/mask.py``. A tissue file knows without looking: its mask is taken as it is.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+
+from histotl.core.values import SlideInfo
 
 
 class TissueSegmenter(Protocol):
@@ -38,3 +40,30 @@ class SeesLargeCoarser(Protocol):
 
     def mpp_of(self, width_um: float, height_um: float) -> float:
         """Resolution, µm per pixel, for a slide of a size."""
+
+
+@runtime_checkable
+class TissueFile(Protocol):
+    """Says where tissue is by a file that somebody made for the slide."""
+
+    @property
+    def mpp(self) -> float:
+        """Resolution of its masks, µm per pixel; a coarser slide has coarser ones."""
+
+    def digest(self, info: SlideInfo) -> str:
+        """Tells one content of the slide's file from another.
+
+        Raises:
+            OutlineError: The slide has no file.
+        """
+
+    def mask(self, info: SlideInfo, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
+        """Mask of tissue, bool of ``shape`` (height, width), which covers the whole slide.
+
+        Raises:
+            OutlineError: The slide has no file, or it cannot be used.
+        """
+
+
+TissueFinder = TissueSegmenter | TissueFile
+"""What a tissue spec builds."""
