@@ -235,13 +235,17 @@ def _reading(slide: Slide, grid: TileGrid, rows: slice, threads: int) -> Iterato
     lock = threading.Lock()
     with TileReader(slide, grid) as reader:
 
+        side = grid.spec.tile_px
+
         def take() -> None:
+            out = np.empty((CHUNK, side, side, 3), np.uint8)  # used again, as a run's buffers are
             while True:
                 with lock:
                     start = next(chunks, None)
                 if start is None:
                     return
-                reader.read(slice(start, min(start + CHUNK, rows.stop)))
+                stop = min(start + CHUNK, rows.stop)
+                reader.read(slice(start, stop), out[: stop - start])
 
         def run() -> None:
             workers = [threading.Thread(target=take) for _ in range(threads)]
