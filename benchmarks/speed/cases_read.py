@@ -234,7 +234,6 @@ def _reading(slide: Slide, grid: TileGrid, rows: slice, threads: int) -> Iterato
     chunks = iter(range(rows.start, rows.stop, CHUNK))
     lock = threading.Lock()
     with TileReader(slide, grid) as reader:
-
         side = grid.spec.tile_px
 
         def take() -> None:

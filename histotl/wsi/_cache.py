@@ -87,7 +87,7 @@ class DecodedTiles:
         self._streams: JpegStreams | None = None
         if decoder is not None and isinstance(level, JpegStreams) and level.streams([]) is not None:
             self._decoder, self._streams = decoder, level
-        self._level, self._shape = level, (height, width, 3)
+        self._level, self._columns, self._shape = level, uses.shape[1], (height, width, 3)
         self._left: list[int] = uses.ravel().tolist()
         self._most = max(1, max_bytes // (width * height * 3))
         self._slots: dict[int, _Slot] = {}
@@ -184,7 +184,8 @@ class DecodedTiles:
         read = perf_counter()
         together = self._decode_together(data, dict(direct))
         count, failed = 0, {}
-        for tile in ours:
+        # From the right: what lies at the right border of these tiles is what the next thread waits for.
+        for tile in sorted(ours, key=lambda tile: tile % self._columns, reverse=True):
             result = together[tile] if tile in together else self._decode_one(tile, data[tile], None)
             claims.settle(tile, result)
             count += isinstance(result, np.ndarray)
