@@ -7,6 +7,7 @@ high percentiles of the concentrations, and the slide is moved to the reference 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,7 +24,7 @@ MIN_ANGLE_DEG = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class TwoStains:
+class TwoStains(ABC):
     """What all methods that move two stains have in common; the arguments are explained where they are used."""
 
     beta: float = 0.15
@@ -68,6 +69,7 @@ class TwoStains:
         state = {"stains": source.tolist(), "strengths": strengths.tolist(), "pixels": len(stained)}
         return OdTransform(matrix=tuple(tuple(row) for row in matrix.tolist()), state=state)
 
+    @abstractmethod
     def stains(self, stained: Array) -> Array:
         """Unit vectors (2, 3) of haematoxylin and eosin.
 
@@ -77,7 +79,6 @@ class TwoStains:
         Raises:
             StainError: They have one colour.
         """
-        raise NotImplementedError
 
     @property
     def _name(self) -> str:
