@@ -41,8 +41,9 @@ def tissue_finder(tiling: TileConfig) -> TissueFinder:
 def source_digest(info: SlideInfo, tiling: TileConfig, finder: TissueFinder) -> str:
     """Digest of all that a slide's tiles come from beside the tile spec.
 
-    The slide's bytes, its pixel size (an override changes every tile), the reader and the tissue settings. It is
-    recorded in the files, so that a run with another of these makes them again instead of taking them for current.
+    The slide's bytes, its pixel size (an override changes every tile), the reader, the tissue settings and, where a
+    file says where tissue is, that file. It is recorded in the files, so that a run with another of these makes them
+    again instead of taking them for current.
     """
     facts: dict[str, object] = {
         "slide": info.fingerprint,

@@ -22,6 +22,9 @@ Vector = tuple[float, float, float]
 MIN_ANGLE_DEG = 4.0
 """Two stains closer than this are one: unmixing them would amplify noise over 14-fold."""
 
+LEAST_STRENGTH = 0.05
+"""A stain weaker than this share of the reference is absent: its noise would be made 20 times stronger."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TwoStains(ABC):
@@ -60,8 +63,11 @@ class TwoStains(ABC):
         stained = od_table()[stained_pixels(sample, beta=self.beta, name=self._name)]
         source = self.stains(stained)
         strengths = np.percentile(_coordinates(source, stained)[:2], self.percentile, axis=1)
-        if strengths.min() <= 0:
-            fact = f"{self._name}: one of the two stains is absent among {len(stained)} stained pixels"
+        if (strengths < np.array(self.strengths) * LEAST_STRENGTH).any():
+            seen = " and ".join(f"{strength:.3g}" for strength in strengths)
+            fact = (
+                f"{self._name}: one of the two stains is absent among {len(stained)} stained pixels (strengths {seen})"
+            )
             raise StainError(fact, hint=CURE)
         scale = np.append(np.array(self.strengths) / strengths, 1.0 if self.residual == "keep" else 0.0)
         target = np.array([self.haematoxylin, self.eosin])

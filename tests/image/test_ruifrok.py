@@ -7,7 +7,7 @@ import pytest
 import torch
 from skimage.color import hed_from_rgb, separate_stains
 
-from histotl.core.errors import UsageError
+from histotl.core.errors import StainError, UsageError
 from histotl.core.registry import create
 from histotl.image.stain.ruifrok import Ruifrok
 
@@ -45,11 +45,19 @@ def test_a_slide_of_the_reference_strengths_stays_as_it_is(tissue: torch.Tensor)
     assert torch.equal(itself(tissue), tissue)
 
 
-def test_one_stain_is_enough(paint) -> None:
-    """The other one is then as good as absent, which is refused only when none of it is left at all."""
-    tiles = paint(RUIFROK[0], RUIFROK[0])
-    result = Ruifrok().fit(tiles)(tiles)
-    assert result.shape == tiles.shape
+@pytest.mark.parametrize("stain", RUIFROK)
+def test_a_section_of_one_stain_is_refused_instead_of_its_noise_being_amplified(paint, stain) -> None:
+    with pytest.raises(StainError, match="one of the two stains is absent") as caught:
+        Ruifrok().fit(paint(stain, stain))
+    assert "--stain none" in caught.value.hint
+
+
+def test_a_little_of_a_stain_is_enough(paint) -> None:
+    """Where Macenko finds no second colour: one pixel in forty has eosin."""
+    tiles, eosin = paint(RUIFROK[0], RUIFROK[0]), paint(RUIFROK[1], RUIFROK[1], seed=1)
+    tiles.view(-1, 3)[::40] = eosin.view(-1, 3)[::40]
+    matrix = np.array(Ruifrok().fit(tiles).matrix)
+    assert np.abs(matrix).max() < 5
 
 
 def test_senseless_arguments_are_refused() -> None:

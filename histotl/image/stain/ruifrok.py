@@ -2,7 +2,8 @@
 
 Ruifrok and Johnston, "Quantification of histochemical staining by color deconvolution", Analytical and Quantitative
 Cytology and Histology 2001. The colours of the two stains are those that the authors measured, or the user gives them;
-only the strengths are those of the slide. For sections with too little of one stain to find its colour by.
+only the strengths are those of the slide. For sections with too little of one stain to find its colour by, though not
+without it.
 """
 
 from __future__ import annotations

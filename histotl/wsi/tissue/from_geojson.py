@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from histotl.core.errors import OutlineError, UsageError
+from histotl.core.errors import OutlineError
 from histotl.core.provenance import file_digest
 from histotl.core.registry import register
 from histotl.core.values import SlideInfo
 from histotl.wsi.tissue._files import file_of
 from histotl.wsi.tissue._geojson import Mask, draw, read_areas
+from histotl.wsi.tissue._settings import check_mpp, check_path
 
 
 @register("tissue", "from_geojson")
@@ -38,10 +38,8 @@ class FromGeojson:
     mpp: float = 8.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.mpp < math.inf:
-            raise UsageError(f"from_geojson: mpp is {self.mpp}", hint="give µm per pixel above 0, such as 8")
-        if not Path(self.path).exists():
-            raise UsageError(f"from_geojson: {self.path}: no such file or folder", hint="check the path")
+        check_mpp("from_geojson", self.mpp)
+        check_path("from_geojson", self.path)
 
     def digest(self, info: SlideInfo) -> str:
         """Of the slide's file; see :class:`histotl.wsi.tissue.base.TissueFile`."""

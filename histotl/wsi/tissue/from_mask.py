@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from histotl.core.errors import OutlineError, UsageError
+from histotl.core.errors import OutlineError
 from histotl.core.provenance import file_digest
 from histotl.core.registry import register
 from histotl.core.values import SlideInfo
 from histotl.wsi.tissue._files import file_of
+from histotl.wsi.tissue._settings import check_mpp, check_path
 
 Mask = npt.NDArray[np.bool_]
 
@@ -42,10 +42,8 @@ class FromMask:
     mpp: float = 8.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.mpp < math.inf:
-            raise UsageError(f"from_mask: mpp is {self.mpp}", hint="give µm per pixel above 0, such as 8")
-        if not Path(self.path).exists():
-            raise UsageError(f"from_mask: {self.path}: no such file or folder", hint="check the path")
+        check_mpp("from_mask", self.mpp)
+        check_path("from_mask", self.path)
 
     def digest(self, info: SlideInfo) -> str:
         """Of the slide's file; see :class:`histotl.wsi.tissue.base.TissueFile`."""

@@ -18,6 +18,7 @@ from histotl.wsi.tissue._areas import (
     touching,
 )
 from histotl.wsi.tissue._light import Light, measure
+from histotl.wsi.tissue._settings import check_mpp, check_widths
 
 _BLACK_UM = 80.0
 """Dark areas at least twice this wide were not scanned."""
@@ -68,14 +69,11 @@ class Hysteresis:
     close_um: float = 24.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.mpp < math.inf:
-            raise UsageError(f"hysteresis: mpp is {self.mpp}", hint="give µm per pixel above 0, such as 8")
+        check_mpp("hysteresis", self.mpp)
         if not 0 < self.pale <= self.sure:
             fact = f"hysteresis: pale is {self.pale} and sure is {self.sure}"
             raise UsageError(fact, hint="give densities with 0 < pale <= sure, such as 0.02 and 0.045")
-        if not (self.smooth_um >= 0 and self.close_um >= 0):
-            fact = f"hysteresis: smooth_um is {self.smooth_um}, close_um is {self.close_um}"
-            raise UsageError(fact, hint="give micrometres, 0 or more")
+        check_widths("hysteresis", smooth_um=self.smooth_um, close_um=self.close_um)
 
     def mpp_of(self, width_um: float, height_um: float) -> float:
         """Coarser for a large slide; see :class:`histotl.wsi.tissue.base.SeesLargeCoarser`.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +12,7 @@ from histotl.core.errors import UsageError
 from histotl.core.registry import register
 from histotl.wsi.readers.base import Pixels
 from histotl.wsi.tissue._areas import Mask, close_gaps
+from histotl.wsi.tissue._settings import check_mpp, check_widths
 
 By = Literal["saturation", "density"]
 
@@ -46,14 +46,11 @@ class Otsu:
     close_um: float = 24.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.mpp < math.inf:
-            raise UsageError(f"otsu: mpp is {self.mpp}", hint="give µm per pixel above 0, such as 8")
+        check_mpp("otsu", self.mpp)
         if not 0 <= self.least <= self.most <= 1:
             fact = f"otsu: least is {self.least} and most is {self.most}"
             raise UsageError(fact, hint="give numbers with 0 <= least <= most <= 1")
-        if not (self.smooth_um >= 0 and self.close_um >= 0):
-            fact = f"otsu: smooth_um is {self.smooth_um}, close_um is {self.close_um}"
-            raise UsageError(fact, hint="give micrometres, 0 or more")
+        check_widths("otsu", smooth_um=self.smooth_um, close_um=self.close_um)
 
     def segment(self, image: Pixels, mpp: float) -> Mask:
         """Mask of tissue; see :class:`histotl.wsi.tissue.base.TissueSegmenter`."""
