@@ -19,7 +19,9 @@ from benchmarks.speed.harness import Case, Figure, Measured, Sides, case
 from benchmarks.speed.inputs import MPP, Inputs, JpegTiles, Pixels, decode_all, planned, whole_grid
 from benchmarks.speed.workers import Worker, python
 from histotl.core.values import TileGrid
+from histotl.embed._reading import PART_TILES
 from histotl.embed.config import TileConfig
+from histotl.embed.device import compute_settings
 from histotl.wsi.slide import Slide
 from histotl.wsi.tiles import TileReader
 
@@ -28,6 +30,9 @@ BAND_PX = 2048
 
 CHUNK = 64
 """Tiles asked for at once: a batch, as in a run."""
+
+STRETCH = 6000
+"""Tiles that two threads share: so many that the end, where one of them is alone, does not count."""
 
 REACH_PX = 2
 """Neighbouring pixels that resampling at least looks at; a tile of the file that holds any of them is needed."""
@@ -230,24 +235,23 @@ def jpeg2000(inputs: Inputs) -> Case:
 
 @contextmanager
 def _reading(slide: Slide, grid: TileGrid, rows: slice, threads: int) -> Iterator[Callable[[], None]]:
-    """Work for a number of threads, which take chunks of the rows in turn, as in a run."""
-    chunks = iter(range(rows.start, rows.stop, CHUNK))
-    lock = threading.Lock()
-    with TileReader(slide, grid) as reader:
-        side = grid.spec.tile_px
+    """Work for a number of threads, which take parts of the rows in turn, with the settings and buffers of a run."""
+    parts = iter(range(rows.start, rows.stop, PART_TILES))
+    side, lock = grid.spec.tile_px, threading.Lock()
+    buffers = [np.zeros((PART_TILES, side, side, 3), np.uint8) for _ in range(threads)]
+    with compute_settings(threads), TileReader(slide, grid) as reader:
 
-        def take() -> None:
-            out = np.empty((CHUNK, side, side, 3), np.uint8)  # used again, as a run's buffers are
+        def take(out: Pixels) -> None:
             while True:
                 with lock:
-                    start = next(chunks, None)
+                    start = next(parts, None)
                 if start is None:
                     return
-                stop = min(start + CHUNK, rows.stop)
+                stop = min(start + PART_TILES, rows.stop)
                 reader.read(slice(start, stop), out[: stop - start])
 
         def run() -> None:
-            workers = [threading.Thread(target=take) for _ in range(threads)]
+            workers = [threading.Thread(target=take, args=(buffer,)) for buffer in buffers]
             for worker in workers:
                 worker.start()
             for worker in workers:
@@ -256,13 +260,24 @@ def _reading(slide: Slide, grid: TileGrid, rows: slice, threads: int) -> Iterato
         yield run
 
 
+@case("read/two-threads-aligned")
+def two_threads_aligned(inputs: Inputs) -> Case:
+    """Where a tile is one JPEG, threads do what the processes do."""
+    return _two_threads(inputs, 256, "aligned")
+
+
 @case("read/two-threads")
 def two_threads(inputs: Inputs) -> Case:
+    """The default tile, cut from up to four decoded ones that threads share."""
+    return _two_threads(inputs, 224, "from JPEG tiles of 256")
+
+
+def _two_threads(inputs: Inputs, tile_px: int, how: str) -> Case:
     """Time with two over time with one: our threads on one reader against processes that only decode."""
-    bands = Bands(inputs.huge, 224)
+    bands = Bands(inputs.huge, tile_px)
     files = JpegTiles(inputs.huge)
-    rows = max(bands.rows, key=lambda band: band.stop - band.start)
-    bytes_file = inputs.folder / "band.bin"
+    rows = slice(0, min(STRETCH, len(bands.grid)))
+    bytes_file = inputs.folder / f"two-threads-{tile_px}.bin"
     tiles = files.fetch(files.under(bands.corners(rows), bands.grid.footprint_l0))
     bytes_file.write_bytes(b"".join(len(tile).to_bytes(4, "little") + tile for tile in tiles))
     workers = [Worker([python(), "-m", "benchmarks.speed.decoder", str(bytes_file)]) for _ in range(2)]
@@ -292,7 +307,7 @@ def two_threads(inputs: Inputs) -> Case:
         bands.close()
 
     return Case(
-        name=f"two reader threads over one, {rows.stop - rows.start} tiles of 224 px",
+        name=f"two reader threads over one, {rows.stop - rows.start} tiles of {tile_px} px {how}",
         against="two processes of bare libjpeg-turbo over one",
         ours=ours,
         reference=processes,
