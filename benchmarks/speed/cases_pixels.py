@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import cast
 
 import torch
 
-from benchmarks.speed.harness import Case, Figure, case
+from benchmarks.speed.harness import Case, Figure, Measured, NotMeasured, case
 from benchmarks.speed.inputs import Inputs
 from histotl.backbones._preprocess import prepare
 from histotl.core.registry import create
@@ -54,6 +55,57 @@ def macenko(inputs: Inputs) -> Case:
 def reinhard(inputs: Inputs) -> Case:
     """Likewise."""
     return _stain(inputs, "reinhard")
+
+
+@case("stain/histogram")
+def histogram(inputs: Inputs) -> Case:
+    """Likewise."""
+    return _stain(inputs, "histogram")
+
+
+@case("stain/macenko-torchstain")
+def macenko_torchstain(inputs: Inputs) -> Case:
+    """The same tiles by torchstain, whose one call estimates the stain of every tile and normalises it."""
+    try:
+        from torchstain.torch.normalizers import TorchMacenkoNormalizer
+    except ImportError as error:
+        raise NotMeasured("needs torchstain: pip install 'histotl[dev]'") from error
+    tiles = inputs.batch
+    transform = cast("StainNormalizer", create("stain", "macenko")).fit(tiles)
+    theirs, planar = TorchMacenkoNormalizer(), tiles.permute(0, 3, 1, 2)
+    return Case(
+        name="macenko apply",
+        against="torchstain `normalize`, tile by tile",
+        ours=lambda: transform(tiles),
+        reference=lambda: [theirs.normalize(tile, stains=False)[0] for tile in planar],
+        units=len(tiles),
+        unit="tiles",
+        goal=0.1,
+        figures=(Figure(text="{} ms a tile", of=lambda s: s.ours / len(tiles) * 1e3, goal=0.28),),
+    )
+
+
+@case("stain/fit")
+def fits(inputs: Inputs) -> Case:
+    """The sample of a slide, estimated by every method; the slowest one's time is given."""
+    tiles = inputs.batch
+
+    def slowest() -> Measured:
+        seconds = []
+        for name in ("macenko", "vahadane", "ruifrok", "reinhard", "histogram"):
+            began = time.perf_counter()
+            cast("StainNormalizer", create("stain", name)).fit(tiles)
+            seconds.append(time.perf_counter() - began)
+        return Measured(value=max(seconds))
+
+    return Case(
+        name=f"stain fit, slowest of five methods, {len(tiles)} tiles",
+        against="the goal of 0.3 s a slide",
+        ours=slowest,
+        reference=lambda: Measured(value=0.3),
+        goal=1.0,
+        figures=(Figure(text="{} s", of=lambda s: s.ours),),
+    )
 
 
 @case("pixels/prepare")

@@ -34,27 +34,25 @@ from histotl.embed._filing import Filing
 from histotl.embed._flow import Flow
 from histotl.embed._job import SlideJob, Work
 from histotl.embed._models import Model, load_models, warn_of_other_identity
-from histotl.embed._plan import plan_slide, sample_rows, source_digest, tissue_finder
+from histotl.embed._plan import plan_slide, source_digest, tissue_finder
 from histotl.embed._reading import Feed
 from histotl.embed._slides import Account, list_entries, open_entry
 from histotl.embed.config import EmbedConfig, TileConfig
 from histotl.embed.device import choose_planners, choose_workers, compute_settings
+from histotl.embed.stain_target import StainPlan, fallen_back, look_up, sample_slide
 from histotl.embed.summary import RunSummary
 from histotl.embed.telemetry import Clock
 from histotl.image.stain.base import StainNormalizer, StainTransform
 from histotl.store import layout
 from histotl.store.embeddings import EmbeddingsMeta, EmbeddingsWriter, is_current
 from histotl.wsi.slide import Slide
-from histotl.wsi.tiles import TileReader, read_tiles
+from histotl.wsi.tiles import TileReader
 from histotl.wsi.tissue.base import TissueFinder
 
 log = logging.getLogger(__name__)
 
 SLIDES_AHEAD = 4
 """Slides that are planned while one is embedded, beside one for every planner; small ones are gone in no time."""
-
-STAIN_SAMPLE_TILES = 64
-"""Tiles, spread evenly over a slide, that its stain is estimated from."""
 
 
 def embed_slides(
@@ -78,7 +76,9 @@ def embed_slides(
 
     Raises:
         UsageError: A name, spec or manifest is wrong; before any slide is opened.
-        SetupError: Weights or the device cannot be had; before any slide is opened.
+        SetupError: Weights or the device cannot be had; before any slide is opened, but for those that the stain
+            normaliser's target names.
+        SlideError: No stain can be estimated from the target that was given.
     """
     stain = cast("StainNormalizer", create("stain", config.stain))
     finder = tissue_finder(tiling)
@@ -87,14 +87,16 @@ def embed_slides(
     readers = choose_workers(config, device)
     decoding = DecoderChoice(config.decode, device, readers)
     with compute_settings(readers) as most_threads:
-        models = load_models(config, tiling.spec, stain=canonical(stain), device=device, most_threads=most_threads)
+        plan = look_up(stain, entries, tiling, Path(out), report, choose_planners(device))
+        named = canonical(plan.normalizer)
+        models = load_models(config, tiling.spec, stain=named, device=device, most_threads=most_threads)
         clock = Clock()
         engine = _Engine(
             out=Path(out),
             tiling=tiling,
             config=config,
             finder=finder,
-            stain=stain,
+            stain=plan,
             models=models,
             decoding=decoding,
             clock=clock,
@@ -114,7 +116,7 @@ class _Engine:
     tiling: TileConfig
     config: EmbedConfig
     finder: TissueFinder
-    stain: StainNormalizer
+    stain: StainPlan
     models: tuple[Model, ...]
     decoding: DecoderChoice
     clock: Clock
@@ -198,8 +200,12 @@ class _Engine:
             return SlideJob(state=state, info=slide.info, grid=grid, work=work, held=held.pop_all())
 
     def _fit(self, slide: Slide, grid: TileGrid) -> StainTransform:
-        rows = sample_rows(len(grid), STAIN_SAMPLE_TILES if self.stain.needs_fit else 0)
-        return self.stain.fit(torch.from_numpy(read_tiles(slide, grid, rows)))
+        side = grid.spec.tile_px
+        nothing = torch.empty((0, side, side, 3), dtype=torch.uint8)
+        transform = self.stain.fit(sample_slide(slide, grid) if self.stain.needs_fit else nothing)
+        if fallen := fallen_back(transform):
+            log.warning("%s: %s", slide.info.slide_id, fallen)
+        return transform
 
     def _writer(self, model: Model, entry: SlideEntry, files: _Files) -> EmbeddingsWriter:
         meta = EmbeddingsMeta(
@@ -226,7 +232,7 @@ class _Engine:
             "tiling": asdict(self.tiling),
             "embed": asdict(self.config),
             "backbones": [model.spec for model in self.models],
-            "stain": canonical(self.stain),
+            "stain": canonical(self.stain.normalizer),
             "tissue": canonical(self.finder),
         }
 

@@ -5,7 +5,10 @@ A set with holes is not the set: when one image cannot be read, all unreadable o
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
+import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from histotl.core.atomic import write_text
 from histotl.core.device import choose_device
 from histotl.core.errors import SlideError
 from histotl.core.progress import Report, Step, silent
@@ -35,11 +39,14 @@ from histotl.embed._patch_set import Patch, PatchFacts, inspect_patch, list_patc
 from histotl.embed._reading import Batch, Feed, Turn
 from histotl.embed.config import EmbedConfig
 from histotl.embed.device import choose_workers, compute_settings, fixed_batch, largest_batch
+from histotl.embed.stain_target import StainPlan, fallen_back, look_up_patches
 from histotl.embed.summary import Failure, RunSummary, write_failures
 from histotl.embed.telemetry import WAITING, Clock, Telemetry
 from histotl.image.stain.base import StainNormalizer
 from histotl.store import layout
 from histotl.store.embeddings import EmbeddingsMeta, EmbeddingsWriter, is_current
+
+log = logging.getLogger(__name__)
 
 
 def embed_patches(
@@ -74,7 +81,9 @@ def embed_patches(
     device = choose_device(config.device)
     workers = choose_workers(config, device)
     with compute_settings(workers) as most_threads, ExitStack() as held:
-        models = load_models(config, None, stain=canonical(stain), device=device, most_threads=most_threads)
+        plan = look_up_patches(stain, patches, out, report)
+        named = canonical(plan.normalizer)
+        models = load_models(config, None, stain=named, device=device, most_threads=most_threads)
         layout.prepare_output(out)
         layout.remove_stale_parts(out)
         facts, failed = _inspect_all(patches, workers)
@@ -84,7 +93,7 @@ def embed_patches(
             patches=patches,
             facts=facts,
             config=config,
-            stain=stain,
+            stain=plan,
             device=device,
             workers=workers,
             report=report,
@@ -119,12 +128,13 @@ class _PatchRun:
     patches: Sequence[Patch]
     facts: Sequence[PatchFacts]
     config: EmbedConfig
-    stain: StainNormalizer
+    stain: StainPlan
     device: torch.device
     workers: int
     report: Report
     source: str
     failed: list[Failure] = field(default_factory=list)
+    fell_back: list[tuple[str, str]] = field(default_factory=list)
     clock: Clock = field(default_factory=Clock)
 
     def path(self, model: Model) -> Path:
@@ -158,6 +168,7 @@ class _PatchRun:
             for put in puts:
                 put.result()
             if not self.failed:
+                self._tell_fallbacks()
                 filing.seal(writers).result()
         return measured(
             clock,
@@ -225,7 +236,10 @@ class _PatchRun:
         for position, row in enumerate(rows.tolist()):
             tile = tiles[position : position + 1]
             try:
-                normal.append(self.stain.fit(tile)(tile))
+                transform = self.stain.fit(tile)
+                normal.append(transform(tile))
+                if fallen := fallen_back(transform):
+                    self.fell_back.append((self.patches[row].text, fallen))
             except SlideError as error:
                 patch = self.patches[row]
                 self.failed.append(Failure.of(patch.text, patch.path, error))
@@ -236,7 +250,7 @@ class _PatchRun:
         specs = {
             "embed": asdict(self.config),
             "backbones": [each.spec for each in models],
-            "stain": canonical(self.stain),
+            "stain": canonical(self.stain.normalizer),
         }
         meta = EmbeddingsMeta(
             identity=model.identity,
@@ -251,6 +265,19 @@ class _PatchRun:
                 self.path(model), n=len(self.patches), dim=model.card.dim, dtype=self.config.dtype, meta=meta
             )
             return open_files.enter_context(writer)
+
+    def _tell_fallbacks(self) -> None:
+        """List the patches whose stain could not be estimated beside the cohort's stain, and say how many they are."""
+        path = self.out / "stain" / f"{self.name}-fallbacks.csv"
+        if not self.fell_back:
+            path.unlink(missing_ok=True)
+            return
+        text = io.StringIO()
+        csv.writer(text).writerows([("patch", "what"), *sorted(self.fell_back)])
+        path.parent.mkdir(exist_ok=True)
+        write_text(path, text.getvalue())
+        count = f"{len(self.fell_back)} of {len(self.patches)} patches"
+        log.warning("%s: the stain of %s could not be estimated, see %s", self.name, count, path)
 
     def _tell(self, done: int) -> None:
         total = len(self.patches)

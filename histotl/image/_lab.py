@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from histotl.image._planes import Planes, look_up
@@ -13,25 +14,30 @@ from histotl.image._planes import Planes, look_up
 _XYZ_OF_RGB = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
 _WHITE = np.array([0.95047, 1.0, 1.08883])
 # Division by the white point is folded into the matrices.
-_TO_XYZ = (_XYZ_OF_RGB / _WHITE[:, None]).tolist()
-_FROM_XYZ = (np.linalg.inv(_XYZ_OF_RGB) * _WHITE[None, :]).tolist()
-_KNEE = 0.008856
-_KNEE_ROOT = 6 / 29
+TO_XYZ = (_XYZ_OF_RGB / _WHITE[:, None]).tolist()
+FROM_XYZ = (np.linalg.inv(_XYZ_OF_RGB) * _WHITE[None, :]).tolist()
+KNEE = 0.008856
+KNEE_ROOT = 6 / 29
+
+
+def linear_levels() -> npt.NDArray[np.float64]:
+    """Linear light, 0 to 1, of the 256 levels of sRGB."""
+    level = np.arange(256) / 255
+    linear: npt.NDArray[np.float64] = np.where(level > 0.04045, ((level + 0.055) / 1.055) ** 2.4, level / 12.92)
+    return linear
 
 
 @cache
 def _linear_table(device: torch.device) -> torch.Tensor:
-    level = np.arange(256) / 255
-    linear = np.where(level > 0.04045, ((level + 0.055) / 1.055) ** 2.4, level / 12.92)
     with torch.inference_mode(mode=False):
-        return torch.from_numpy(linear).to(device=device, dtype=torch.float32)
+        return torch.from_numpy(linear_levels()).to(device=device, dtype=torch.float32)
 
 
 def lab_of_levels(planes: Planes) -> list[torch.Tensor]:
     """L* (0 to 100), a* and b* as float32 planes, from three uint8 planes of sRGB."""
     table = _linear_table(planes[0].device)
     linear = [look_up(table, plane) for plane in planes]
-    fx, fy, fz = (_root(_combine(linear, row)) for row in _TO_XYZ)
+    fx, fy, fz = (_root(_combine(linear, row)) for row in TO_XYZ)
     return [fy * 116 - 16, (fx - fy) * 500, (fy - fz) * 200]
 
 
@@ -39,7 +45,7 @@ def levels_of_lab(lab: Planes) -> list[torch.Tensor]:
     """Level + 0.5 of sRGB, not clipped above 255, from three planes of L*, a* and b*."""
     fy = (lab[0] + 16) / 116
     xyz = [_cube(lab[1] / 500 + fy), _cube(fy), _cube(fy - lab[2] / 200)]
-    return [_encode(_combine(xyz, row)) for row in _FROM_XYZ]
+    return [_encode(_combine(xyz, row)) for row in FROM_XYZ]
 
 
 def _combine(planes: Planes, row: list[float]) -> torch.Tensor:
@@ -47,11 +53,11 @@ def _combine(planes: Planes, row: list[float]) -> torch.Tensor:
 
 
 def _root(value: torch.Tensor) -> torch.Tensor:
-    return torch.where(value > _KNEE, value.clamp(min=_KNEE).pow(1 / 3), value * 7.787 + 16 / 116)
+    return torch.where(value > KNEE, value.clamp(min=KNEE).pow(1 / 3), value * 7.787 + 16 / 116)
 
 
 def _cube(root: torch.Tensor) -> torch.Tensor:
-    return torch.where(root > _KNEE_ROOT, root * root * root, (root - 16 / 116) / 7.787)
+    return torch.where(root > KNEE_ROOT, root * root * root, (root - 16 / 116) / 7.787)
 
 
 def _encode(linear: torch.Tensor) -> torch.Tensor:

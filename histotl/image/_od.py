@@ -7,8 +7,7 @@ which white has a negative density.)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -16,10 +15,9 @@ import numpy.typing as npt
 import torch
 
 from histotl.core.errors import NoTissueError
-from histotl.image._planes import Planes, look_up, map_planes
+from histotl.image._planes import Planes, look_up
 
 Array = npt.NDArray[np.float64]
-Matrix = tuple[tuple[float, ...], ...]
 
 IO = 256.0
 """Level + 1 of clear glass."""
@@ -96,24 +94,3 @@ def mix(density: Planes, weights: Sequence[float | torch.Tensor], offset: torch.
     if offset is not None:
         total.add_(offset)
     return total.neg_().exp_().mul_(IO).sub_(0.5)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OdTransform:
-    """A 3 x 3 matrix on optical densities, the same for every pixel of a slide.
-
-    Args:
-        matrix: Row r gives the new density of channel r from the old densities of R, G and B.
-        state: The fitted numbers that the matrix came from.
-    """
-
-    matrix: Matrix
-    state: Mapping[str, object]
-
-    def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
-        """Apply to uint8 RGB (b, h, w, 3): table, nine multiplications, exponential. White stays white."""
-        return map_planes(tiles, self._planes)
-
-    def _planes(self, planes: Planes, _rows: slice) -> Planes:
-        density = densities(planes)
-        return [mix(density, row) for row in self.matrix]

@@ -7,15 +7,18 @@ high percentiles of the concentrations, and the slide is moved to the reference 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Literal
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 import numpy as np
-import torch
+import numpy.typing as npt
 
 from histotl.core.errors import StainError, UsageError
-from histotl.image._od import CURE, Array, OdTransform, od_table, stained_pixels
+from histotl.image._od import CURE, Array, od_table
+from histotl.image._slide_stain import SlideStain, rounded
+from histotl.image._transforms import OdTransform
+from histotl.image.estimate import Estimate, Numbers
 
 Vector = tuple[float, float, float]
 
@@ -27,10 +30,9 @@ LEAST_STRENGTH = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class TwoStains(ABC):
+class TwoStains(SlideStain):
     """What all methods that move two stains have in common; the arguments are explained where they are used."""
 
-    beta: float = 0.15
     percentile: float = 99.0
     residual: Literal["keep", "drop"] = "keep"
     haematoxylin: Vector = (0.5626, 0.7201, 0.4062)
@@ -38,42 +40,46 @@ class TwoStains(ABC):
     strengths: tuple[float, float] = (1.9705, 1.0308)
 
     def __post_init__(self) -> None:
-        name = self._name
+        name = self.name
         if not 0 < self.percentile <= 100:
             raise UsageError(f"{name}: percentile is {self.percentile}", hint="give one above 0 to 100, such as 99.0")
-        if not self.beta > 0:
-            raise UsageError(f"{name}: beta is {self.beta}", hint="give an optical density above 0, such as 0.15")
         if not min(self.strengths) > 0:
             raise UsageError(f"{name}: strengths is {self.strengths}", hint="give two numbers above 0")
         if angle_deg(np.array([self.haematoxylin, self.eosin])) < MIN_ANGLE_DEG:
             raise UsageError(f"{name}: the reference stains have the same colour", hint="give two different stains")
+        super().__post_init__()
 
-    @property
-    def needs_fit(self) -> bool:
-        """A sample of the slide's tissue is needed."""
-        return True
-
-    def fit(self, sample: torch.Tensor) -> OdTransform:
-        """Estimate stains and strengths from uint8 RGB (n, h, w, 3), tissue tiles of one slide.
+    def measure(self, stained: npt.NDArray[np.uint8]) -> Numbers:
+        """Colours and strengths of the two stains; see :meth:`SlideStain.measure`.
 
         Raises:
-            NoTissueError: Fewer than 1000 stained pixels.
             StainError: All of the tissue has one colour, or one of the stains is absent.
         """
-        stained = od_table()[stained_pixels(sample, beta=self.beta, name=self._name)]
-        source = self.stains(stained)
-        strengths = np.percentile(_coordinates(source, stained)[:2], self.percentile, axis=1)
+        density = od_table()[stained]
+        source = self.stains(density)
+        strengths = np.percentile(_coordinates(source, density)[:2], self.percentile, axis=1)
         if (strengths < np.array(self.strengths) * LEAST_STRENGTH).any():
             seen = " and ".join(f"{strength:.3g}" for strength in strengths)
             fact = (
-                f"{self._name}: one of the two stains is absent among {len(stained)} stained pixels (strengths {seen})"
+                f"{self.name}: one of the two stains is absent among {len(stained)} stained pixels (strengths {seen})"
             )
             raise StainError(fact, hint=CURE)
+        return {"stains": source, "strengths": strengths}
+
+    def transform(self, estimate: Estimate) -> OdTransform:
+        """One matrix: unmix, scale, mix with the reference's colours; see :meth:`SlideStain.transform`."""
+        source, strengths = estimate.numbers["stains"], estimate.numbers["strengths"]
         scale = np.append(np.array(self.strengths) / strengths, 1.0 if self.residual == "keep" else 0.0)
         target = np.array([self.haematoxylin, self.eosin])
         matrix = _with_residual(target) @ np.diag(scale) @ np.linalg.inv(_with_residual(source))
-        state = {"stains": source.tolist(), "strengths": strengths.tolist(), "pixels": len(stained)}
-        return OdTransform(matrix=tuple(tuple(row) for row in matrix.tolist()), state=state)
+        return OdTransform(matrix=tuple(tuple(row) for row in matrix.tolist()), state=estimate.state)
+
+    def towards(self, reference: Estimate) -> Self:
+        """See :meth:`SlideStain.towards`."""
+        (h, e), strengths = reference.numbers["stains"], rounded(reference.numbers["strengths"])
+        return replace(
+            self, haematoxylin=_vector(h), eosin=_vector(e), strengths=(strengths[0], strengths[1]), target=""
+        )
 
     @abstractmethod
     def stains(self, stained: Array) -> Array:
@@ -86,9 +92,10 @@ class TwoStains(ABC):
             StainError: They have one colour.
         """
 
-    @property
-    def _name(self) -> str:
-        return type(self).__name__.lower()
+
+def _vector(values: Array) -> Vector:
+    r, g, b = rounded(values / np.linalg.norm(values))
+    return r, g, b
 
 
 def angle_deg(stains: Array) -> float:

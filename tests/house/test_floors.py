@@ -24,7 +24,7 @@ FENCES = {
     "openslide": ("wsi/", "cli/doctor.py"),
     "tifffile": ("wsi/",),
     "simplejpeg": ("wsi/",),
-    "cv2": ("wsi/",),
+    "cv2": ("wsi/", "image/_host.py"),
     "imagecodecs": ("wsi/",),
     "albumentations": ("image/augment/",),
     "timm": ("backbones/",),

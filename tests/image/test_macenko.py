@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from histotl.core.errors import NoTissueError, SlideError, UsageError
 from histotl.core.registry import create
-from histotl.image._od import OdTransform, od_table
+from histotl.image._od import od_table
+from histotl.image._transforms import OdTransform
 from histotl.image.stain.macenko import Macenko
 
 RUIFROK = ([0.65, 0.70, 0.29], [0.07, 0.99, 0.11])

@@ -9,7 +9,8 @@ import torch
 
 from histotl.core.errors import NoTissueError, SlideError
 from histotl.image._lab import lab_of_levels, levels_of_lab
-from histotl.image.stain.reinhard import LabTransform, Reinhard
+from histotl.image._transforms import LabTransform
+from histotl.image.stain.reinhard import Reinhard
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,11 @@ its tissue tiles and gives back a :class:`StainTransform`, which is applied to b
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, Self, runtime_checkable
 
 import torch
+
+from histotl.image.estimate import Estimate
 
 
 class StainTransform(Protocol):
@@ -39,3 +41,29 @@ class StainNormalizer(Protocol):
         Raises:
             StainError: Too little stained tissue to estimate from; says how much was seen.
         """
+
+
+@runtime_checkable
+class TargetedNormalizer(StainNormalizer, Protocol):
+    """One whose estimates can be averaged and aimed at, so that it can have a target and a fallback."""
+
+    @property
+    def name(self) -> str:
+        """Of the method, as in a spec."""
+
+    @property
+    def target(self) -> str:
+        """A slide, an image, a saved state or ``cohort``, to be looked up; empty for the normaliser's own numbers."""
+
+    @property
+    def fallback(self) -> str:
+        """``fail``, ``skip`` or ``cohort``: what becomes of a slide whose stain cannot be estimated."""
+
+    def estimate(self, sample: torch.Tensor) -> Estimate:
+        """The stain of a slide; see :meth:`StainNormalizer.fit`."""
+
+    def transform(self, estimate: Estimate) -> StainTransform:
+        """From a slide with this stain to the reference."""
+
+    def towards(self, reference: Estimate) -> Self:
+        """The same method with another reference and no target."""

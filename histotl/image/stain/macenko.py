@@ -28,6 +28,10 @@ class Macenko(TwoStains):
     Args:
         alpha: Percentile of angle taken as the extreme, robust against outliers; 0 to 50, exclusive of 50.
         beta: Pixels with a mean optical density (natural logarithm) below this are glass.
+        target: Where the reference comes from, if not from the numbers below: a slide, an image, a saved state
+            (JSON), or ``cohort`` for the median of the run's slides.
+        fallback: What becomes of a slide whose stain cannot be told: ``fail`` it, ``skip`` its normalisation, or
+            take the ``cohort``'s stain for its own.
         percentile: Percentile of a stain's concentration that counts as its strength.
         residual: The part of a colour that no mixture of the two stains makes (blood, pigment, pen): ``keep`` it as it
             is, or ``drop`` it, as the paper does.

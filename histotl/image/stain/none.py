@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from histotl.core.registry import register
+from histotl.image._transforms import Unchanged
 
 
 @register("stain", "none")
@@ -23,15 +23,4 @@ class NoStain:
     def fit(self, sample: torch.Tensor) -> Unchanged:
         """Give the identity; the sample, uint8 RGB (n, h, w, 3), is not looked at and may be empty."""
         del sample
-        return Unchanged()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unchanged:
-    """The identity on tiles."""
-
-    state: Mapping[str, object] = field(default_factory=dict)
-
-    def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
-        """Return the tiles, uint8 RGB (b, h, w, 3), themselves."""
-        return tiles
+        return Unchanged(state={})

@@ -8,85 +8,68 @@ tint: use ``macenko`` where glass must stay white.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from histotl.core.errors import StainError, UsageError
 from histotl.core.registry import register
-from histotl.image._lab import lab_of_levels, levels_of_lab
-from histotl.image._od import CURE, stained_pixels
-from histotl.image._planes import Planes, map_planes
+from histotl.image._lab import lab_of_levels
+from histotl.image._od import CURE
+from histotl.image._slide_stain import SlideStain, rounded
+from histotl.image._transforms import LabTransform
+from histotl.image.estimate import Estimate, Numbers
 
 Triple = tuple[float, float, float]
 
 
 @register("stain", "reinhard")
 @dataclass(frozen=True, kw_only=True)
-class Reinhard:
+class Reinhard(SlideStain):
     """Moves a slide's mean and spread of L*, a* and b* to reference ones (Reinhard 2001).
 
     Args:
         beta: Pixels with a mean optical density (natural logarithm) below this are glass.
+        target: Where the reference comes from, if not from the numbers below: a slide, an image, a saved state
+            (JSON), or ``cohort`` for the median of the run's slides.
+        fallback: What becomes of a slide whose stain cannot be told: ``fail`` it, ``skip`` its normalisation, or
+            take the ``cohort``'s stain for its own.
         mean: Reference mean of L*, a*, b* over tissue: the rounded average of four colorectal H&E
             fields of TCGA and NCT-CRC.
         std: Reference standard deviations; likewise.
     """
 
-    beta: float = 0.15
     mean: Triple = (58.0, 29.0, -13.0)
     std: Triple = (14.0, 7.0, 5.0)
 
     def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise UsageError(f"reinhard: beta is {self.beta}", hint="give an optical density above 0, such as 0.15")
         if not min(self.std) > 0:
             raise UsageError(f"reinhard: std is {self.std}", hint="give three numbers above 0")
+        super().__post_init__()
 
-    @property
-    def needs_fit(self) -> bool:
-        """A sample of the slide's tissue is needed."""
-        return True
-
-    def fit(self, sample: torch.Tensor) -> LabTransform:
-        """Measure the tissue in uint8 RGB (n, h, w, 3), tissue tiles of one slide.
+    def measure(self, stained: npt.NDArray[np.uint8]) -> Numbers:
+        """Mean and standard deviation of L*, a* and b*; see :meth:`SlideStain.measure`.
 
         Raises:
-            NoTissueError: Fewer than 1000 stained pixels.
             StainError: The tissue is of one flat colour.
         """
-        stained = stained_pixels(sample, beta=self.beta, name="reinhard")
         planes = torch.from_numpy(np.ascontiguousarray(stained.T))
         lab = torch.stack(lab_of_levels(planes.unbind(0))).double()
-        mean, std = lab.mean(1).tolist(), lab.std(1).tolist()
-        if min(std) < 1e-3:
+        mean, std = lab.mean(1).numpy(), lab.std(1).numpy()
+        if std.min() < 1e-3:
             raise StainError(f"reinhard: {len(stained)} stained pixels have one flat colour", hint=CURE)
-        gain = tuple(t / s for t, s in zip(self.std, std, strict=True))
-        shift = tuple(t - g * m for t, g, m in zip(self.mean, gain, mean, strict=True))
-        state = {"mean": mean, "std": std, "pixels": len(stained)}
-        return LabTransform(gain=gain, shift=shift, state=state)
+        return {"mean": mean, "std": std}
 
+    def transform(self, estimate: Estimate) -> LabTransform:
+        """A gain and a shift of each channel; see :meth:`SlideStain.transform`."""
+        gain = np.array(self.std) / estimate.numbers["std"]
+        shift = np.array(self.mean) - gain * estimate.numbers["mean"]
+        return LabTransform(gain=tuple(gain.tolist()), shift=tuple(shift.tolist()), state=estimate.state)
 
-@dataclass(frozen=True, kw_only=True)
-class LabTransform:
-    """A gain and a shift of each of L*, a* and b*.
-
-    Args:
-        gain: Factors.
-        shift: Added after them.
-        state: The fitted numbers that they came from.
-    """
-
-    gain: tuple[float, ...]
-    shift: tuple[float, ...]
-    state: Mapping[str, object]
-
-    def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
-        """Apply to uint8 RGB (b, h, w, 3)."""
-        return map_planes(tiles, self._planes)
-
-    def _planes(self, planes: Planes, _rows: slice) -> Planes:
-        lab = lab_of_levels(planes)
-        return levels_of_lab([p * g + s for p, g, s in zip(lab, self.gain, self.shift, strict=True)])
+    def towards(self, reference: Estimate) -> Self:
+        """See :meth:`SlideStain.towards`."""
+        (l0, a0, b0), (l1, a1, b1) = rounded(reference.numbers["mean"]), rounded(reference.numbers["std"])
+        return replace(self, mean=(l0, a0, b0), std=(l1, a1, b1), target="")

@@ -39,6 +39,10 @@ class Vahadane(TwoStains):
     Args:
         sparsity: Weight of the sum of concentrations against the squared error; 0 or more.
         beta: Pixels with a mean optical density (natural logarithm) below this are glass.
+        target: Where the reference comes from, if not from the numbers below: a slide, an image, a saved state
+            (JSON), or ``cohort`` for the median of the run's slides.
+        fallback: What becomes of a slide whose stain cannot be told: ``fail`` it, ``skip`` its normalisation, or
+            take the ``cohort``'s stain for its own.
         percentile: Percentile of a stain's concentration that counts as its strength.
         residual: The part of a colour that no mixture of the two stains makes (blood, pigment, pen): ``keep`` it as it
             is, or ``drop`` it, as the paper does.

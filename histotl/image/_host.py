@@ -1,0 +1,161 @@
+"""Colour functions on the CPU through OpenCV, a tile at a time.
+
+The floats of one tile stay in a core's own cache, and OpenCV's loops use its vector units, which torch's exponential
+and tables do not: a stain matrix takes 0.10 ms a tile of 224 px where the same steps in torch take 0.69. Each tile is
+worked on alone, so a batch may be cut anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from functools import cache
+from typing import TypeVar
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from histotl.image._lab import FROM_XYZ, KNEE, KNEE_ROOT, TO_XYZ, linear_levels
+from histotl.image._od import IO, Array, od_table
+
+Pixels = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+_LINEAR_KNEE = 0.0031308
+"""Linear light below which sRGB is straight (IEC 61966-2-1)."""
+
+_LEVEL_KNEE = 24
+"""The lowest level whose linear light lies above :data:`KNEE`: colours without a lower one have no straight part."""
+
+_mine = threading.local()
+
+Kind = TypeVar("Kind", bound=np.generic)
+
+
+def is_host(tiles: torch.Tensor) -> bool:
+    """Whether tiles are where these functions work."""
+    return tiles.device.type == "cpu"
+
+
+def restained(tiles: torch.Tensor, matrix: Array) -> torch.Tensor:
+    """Apply a matrix to optical densities.
+
+    Args:
+        tiles: uint8 RGB (b, h, w, 3) on the CPU.
+        matrix: (3, 3): row r gives the new density of channel r.
+    """
+    # Level + 1 is 256 exp(-density), and cv2.transform adds a fourth column: the factor 256 costs nothing.
+    weights = np.column_stack([matrix, np.full(3, math.log(IO))]).astype(np.float32)
+    table = _minus_od()
+
+    def restain(tile: Pixels, out: Pixels) -> None:
+        a, b = _scratch(tile.shape)
+        cv2.LUT(tile, table, a)
+        cv2.transform(a, weights, b)
+        flat_a, flat_b = _flat(a), _flat(b)
+        np.clip(flat_b, 0.0, 6.0, out=flat_b)  # up to exp(6) = 403: level 255 and more
+        cv2.exp(flat_b, flat_a)
+        cv2.convertScaleAbs(flat_a, _flat(out), 1.0, -1.0)
+
+    return _map(tiles, restain)
+
+
+def relit(tiles: torch.Tensor, gain: tuple[float, ...], shift: tuple[float, ...]) -> torch.Tensor:
+    """Apply a gain and a shift to each of L*, a* and b*.
+
+    L*, a* and b* are sums of the cube roots of X, Y and Z, so that the change is one matrix on those.
+
+    Args:
+        tiles: uint8 RGB (b, h, w, 3) on the CPU.
+        gain: Factors of L*, a* and b*.
+        shift: Added after them.
+    """
+    gl, ga, gb = gain
+    sl, sa, sb = shift
+    light = (sl + 16 - 16 * gl) / 116
+    on_roots = np.array(
+        [
+            [ga, gl - ga, 0.0, light + sa / 500],
+            [0.0, gl, 0.0, light],
+            [0.0, gl - gb, gb, light - sb / 200],
+        ],
+        np.float32,
+    )
+    to_xyz, from_xyz = np.array(TO_XYZ, np.float32), np.array(FROM_XYZ, np.float32)
+    table = linear_levels().astype(np.float32).reshape(256, 1)
+    log_gain, step = math.log(1.055 * 255), 0.055 * 255
+
+    def relight(tile: Pixels, out: Pixels) -> None:
+        a, b = _scratch(tile.shape)
+        flat_a, flat_b = _flat(a), _flat(b)
+        cv2.LUT(tile, table, a)
+        cv2.transform(a, to_xyz, b)
+        low = flat_b <= KNEE if tile.min() < _LEVEL_KNEE else None
+        _power(flat_b, flat_a, 1 / 3)
+        if low is not None:
+            flat_a[low] = flat_b[low] * 7.787 + 16 / 116
+        cv2.transform(a, on_roots, b)
+        np.multiply(flat_b, flat_b, out=flat_a)
+        np.multiply(flat_a, flat_b, out=flat_a)
+        low = flat_b <= KNEE_ROOT
+        flat_a[low] = (flat_b[low] - 16 / 116) / 7.787
+        cv2.transform(a, from_xyz, b)
+        low = flat_b <= _LINEAR_KNEE
+        _power(flat_b, flat_a, 1 / 2.4, log_gain)
+        np.subtract(flat_a, step, out=flat_a)
+        flat_a[low] = flat_b[low] * (12.92 * 255)
+        np.clip(flat_a, 0.0, 255.0, out=flat_a)
+        cv2.convertScaleAbs(flat_a, _flat(out))
+
+    return _map(tiles, relight)
+
+
+def retabled(tiles: torch.Tensor, tables: Pixels) -> torch.Tensor:
+    """Replace the levels of each channel by their entries in a table.
+
+    Args:
+        tiles: uint8 RGB (b, h, w, 3) on the CPU.
+        tables: uint8 (256, 3).
+    """
+    table = np.ascontiguousarray(tables).reshape(256, 1, 3)
+    return _map(tiles, lambda tile, out: cv2.LUT(tile, table, out))
+
+
+def _map(tiles: torch.Tensor, function: Callable[[Pixels, Pixels], object]) -> torch.Tensor:
+    out = torch.empty_like(tiles, memory_format=torch.contiguous_format)
+    if tiles.numel():
+        for tile, into in zip(tiles.contiguous().numpy(), out.numpy(), strict=True):
+            function(tile, into)
+    return out
+
+
+def _power(source: Floats, out: Floats, exponent: float, log_gain: float = 0.0) -> None:
+    """``exp(log_gain) * source ** exponent`` of positive numbers; the others become some tiny one."""
+    np.maximum(source, 1e-12, out=out)
+    cv2.log(out, out)
+    np.multiply(out, exponent, out=out)
+    if log_gain:
+        np.add(out, log_gain, out=out)
+    cv2.exp(out, out)
+
+
+def _flat(pixels: npt.NDArray[Kind]) -> npt.NDArray[Kind]:
+    """The same memory with one channel: OpenCV takes a number for all channels of such an array only."""
+    return pixels.reshape(pixels.shape[0], -1)
+
+
+def _scratch(shape: tuple[int, ...]) -> tuple[Floats, Floats]:
+    """Two arrays of this thread, used again for every tile of a size."""
+    kept: tuple[Floats, Floats] | None = getattr(_mine, "kept", None)
+    if kept is None or kept[0].shape != shape:
+        kept = _mine.kept = (np.empty(shape, np.float32), np.empty(shape, np.float32))
+    return kept
+
+
+@cache
+def _minus_od() -> Floats:
+    table: Floats = -od_table().astype(np.float32).reshape(256, 1)
+    return table

@@ -1,0 +1,113 @@
+"""What a fitted stain normaliser is: a pure function of colour, the same for every pixel of a slide.
+
+Three kinds are enough for all methods: a matrix on optical densities, a gain and a shift of L*, a* and b*, and a table
+of levels for each channel. Each has a way for the CPU (:mod:`histotl.image._host`) and one in torch for other devices;
+they differ by a level where a value lies on the border between two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from histotl.image import _host
+from histotl.image._lab import lab_of_levels, levels_of_lab
+from histotl.image._od import densities, mix
+from histotl.image._planes import Planes, look_up, map_planes
+
+
+@dataclass(frozen=True, kw_only=True)
+class OdTransform:
+    """A 3 x 3 matrix on optical densities. White stays white.
+
+    Args:
+        matrix: Row r gives the new density of channel r from the old densities of R, G and B.
+        state: The fitted numbers that the matrix came from.
+    """
+
+    matrix: tuple[tuple[float, ...], ...]
+    state: Mapping[str, object]
+
+    def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Apply to uint8 RGB (b, h, w, 3): table, nine multiplications, exponential."""
+        if _host.is_host(tiles):
+            return _host.restained(tiles, np.array(self.matrix))
+        return map_planes(tiles, self.on_planes)
+
+    def on_planes(self, planes: Planes, _rows: slice) -> Planes:
+        """The same for three planes of any device; see :func:`histotl.image._planes.map_planes`."""
+        density = densities(planes)
+        return [mix(density, row) for row in self.matrix]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabTransform:
+    """A gain and a shift of each of L*, a* and b*.
+
+    Args:
+        gain: Factors.
+        shift: Added after them.
+        state: The fitted numbers that they came from.
+    """
+
+    gain: tuple[float, ...]
+    shift: tuple[float, ...]
+    state: Mapping[str, object]
+
+    def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Apply to uint8 RGB (b, h, w, 3)."""
+        if _host.is_host(tiles):
+            return _host.relit(tiles, self.gain, self.shift)
+        return map_planes(tiles, self.on_planes)
+
+    def on_planes(self, planes: Planes, _rows: slice) -> Planes:
+        """The same for three planes of any device; see :func:`histotl.image._planes.map_planes`."""
+        lab = lab_of_levels(planes)
+        return levels_of_lab([p * g + s for p, g, s in zip(lab, self.gain, self.shift, strict=True)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelTransform:
+    """A table of levels for each channel.
+
+    Args:
+        tables: 0 to 255, for R, G and B: what each of the 256 levels becomes.
+        state: The fitted numbers that they came from.
+    """
+
+    tables: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+    state: Mapping[str, object]
+
+    def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Apply to uint8 RGB (b, h, w, 3)."""
+        if _host.is_host(tiles):
+            return _host.retabled(tiles, self._array)
+        return map_planes(tiles, self.on_planes)
+
+    def on_planes(self, planes: Planes, _rows: slice) -> Planes:
+        """The same for three planes of any device; see :func:`histotl.image._planes.map_planes`."""
+        tables = torch.from_numpy(self._array).to(device=planes[0].device, dtype=torch.float32) + 0.5
+        return [look_up(tables[:, channel].contiguous(), plane) for channel, plane in enumerate(planes)]
+
+    @cached_property
+    def _array(self) -> _host.Pixels:
+        return np.ascontiguousarray(np.array(self.tables, np.uint8).T)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unchanged:
+    """The identity on tiles.
+
+    Args:
+        state: Why, where something else was meant to happen.
+    """
+
+    state: Mapping[str, object]
+
+    def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Return the tiles, uint8 RGB (b, h, w, 3), themselves."""
+        return tiles
