@@ -86,7 +86,7 @@ def write_coords(
         set_own_attributes(
             file.id,
             {
-                Key.SCHEMA: schema.SCHEMA_VERSION,
+                Key.SCHEMA: schema.WITHOUT_EXTRAS,
                 Key.KIND: "coords",
                 Key.SLIDE_ID: info.slide_id,
                 Key.PROVENANCE: provenance.to_json(),

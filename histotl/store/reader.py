@@ -19,8 +19,9 @@ from histotl.core.values import BackboneCard, FeatureIdentity
 from histotl.store import schema
 from histotl.store.attributes import number_attribute, numbers_attribute, text_attribute
 from histotl.store.convert import converted
+from histotl.store.extras import QUALITY, VIEWS, Extra, Quality, QualitySpec, ViewSpec, find_extras
 from histotl.store.hdf5 import find_dataset, get_dataset, open_file, open_root
-from histotl.store.rows import ChunkedRows, RowSelection, Storage, read_block, take
+from histotl.store.rows import ChunkedRows, RowSelection, Storage, mapped, read_block, take
 from histotl.store.schema import Key
 from histotl.store.seal import has_seal, seal_problem
 from histotl.store.values_json import card_from_json, from_json, identity_from_json, provenance_from_json
@@ -45,8 +46,9 @@ class Embeddings:
         mpp: µm per level-0 pixel of the slide, mean of x and y.
         mpp_source: Where that figure came from.
         source_fingerprint: Digest of what the features were made from.
-        digest: SHA-256 of features, coordinates, tissue fractions and items; empty in files of other tools.
+        digest: SHA-256 of features, coordinates, tissue fractions, items and extras; empty in files of other tools.
         stain_state: What the stain normaliser fitted on this slide.
+        extras: What else every row has: name of the dataset -> what it is.
     """
 
     path: Path
@@ -65,36 +67,65 @@ class Embeddings:
     source_fingerprint: str = ""
     digest: str = ""
     stain_state: Mapping[str, object] = field(default_factory=dict)
+    extras: Mapping[str, Extra] = field(default_factory=dict)
     _storage: Storage = field(repr=False)
+    _offsets: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     @cached_property
     def features(self) -> npt.NDArray[np.floating] | ChunkedRows:
         """All rows, lazily: a read-only memory map, or slices through HDF5 where the file is chunked."""
         return self._storage.rows(self.path, (self.n, self.dim), self.dtype)
 
-    def read(self, rows: RowSelection | None = None, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[np.floating]:
+    @property
+    def view_spec(self) -> ViewSpec | None:
+        """What the augmented views of the tiles are; None where there are none."""
+        found = self.extras.get(VIEWS)
+        return found if isinstance(found, ViewSpec) else None
+
+    @cached_property
+    def views(self) -> npt.NDArray[np.floating] | None:
+        """All augmented views (k, n, dim), lazily: a read-only memory map; None where there are none."""
+        spec = self.view_spec
+        return (
+            None if spec is None else mapped(self.path, self._offsets[VIEWS], spec.shape(self.n, self.dim), self.dtype)
+        )
+
+    @cached_property
+    def quality(self) -> Quality | None:
+        """Measures of the quality of every tile; None where nothing was measured."""
+        values, spec = self._dataset(QUALITY) if QUALITY in self.extras else None, self.extras.get(QUALITY)
+        if values is None or not isinstance(spec, QualitySpec):
+            return None
+        return Quality(values=values.astype(np.float32), spec=spec)
+
+    def read(
+        self, rows: RowSelection | None = None, dtype: npt.DTypeLike = np.float32, *, view: int | None = None
+    ) -> npt.NDArray[np.floating]:
         """Rows as a new array that the caller may change.
 
         Args:
             rows: A slice, or int (b,) places in any order; None for all.
             dtype: Number format wanted.
+            view: Number of an augmented view, whose features are wanted instead of the plain ones.
 
         Returns:
             (b, dim).
 
         Raises:
             CorruptFileError: The file is cut short or damaged.
-            StoreError: A row does not exist.
+            StoreError: A row or the view does not exist.
         """
-        offset, shape = self._storage.offset, (self.n, self.dim)
+        offset, shape = self._offset(view), (self.n, self.dim)
         if rows is None and offset is not None and self.n:
             return read_block(self.path, offset, shape, self.dtype, dtype)
-        was_open = "features" in self.__dict__
+        name = "features" if view is None else "views"
+        was_open = name in self.__dict__
         try:
-            return converted(take(self.features, rows, self.path), dtype)
+            source = self.features if view is None or self.views is None else self.views[view]
+            return converted(take(source, rows, self.path), dtype)
         finally:
             if not was_open:
-                self.close()
+                self._forget(name)
 
     @cached_property
     def coords_l0(self) -> npt.NDArray[np.int64] | None:
@@ -120,9 +151,8 @@ class Embeddings:
 
     def close(self) -> None:
         """Let go of the file. Reading again opens it again."""
-        rows = self.__dict__.pop("features", None)
-        if isinstance(rows, ChunkedRows):
-            rows.close()
+        self._forget("features")
+        self._forget("views")
 
     def __enter__(self) -> Self:
         return self
@@ -137,6 +167,21 @@ class Embeddings:
 
     def __reduce__(self) -> tuple[object, ...]:
         return open_embeddings, (self.path,)
+
+    def _offset(self, view: int | None) -> int | None:
+        """Where the rows of the features, or of a view, begin; None where HDF5 has to find them."""
+        if view is None:
+            return self._storage.offset
+        count = 0 if self.view_spec is None else self.view_spec.count
+        if not 0 <= view < count:
+            cure = "run histotl embed with --views and --augment" if not count else f"give 0 to {count - 1}"
+            raise StoreError(f"view {view} does not exist in {self.path.name}, which has {count}", hint=cure)
+        return self._offsets[VIEWS] + view * self.n * self.dim * self.dtype.itemsize
+
+    def _forget(self, name: str) -> None:
+        rows = self.__dict__.pop(name, None)
+        if isinstance(rows, ChunkedRows):
+            rows.close()
 
     def _dataset(self, name: str) -> npt.NDArray[np.generic] | None:
         with open_file(self.path) as file:
@@ -163,6 +208,8 @@ def open_embeddings(path: Path | str) -> Embeddings:
             raise CorruptFileError(f"{path} is cut short: its features end beyond its end", hint="make it again")
         is_ours = h5py.h5a.exists(root, Key.SCHEMA.encode())
         fields = _our_fields(root, path) if is_ours else _their_fields(features, coords, path)
+        if is_ours:
+            fields["extras"], fields["_offsets"] = find_extras(root, path, (n, dim), features.dtype)
         return Embeddings(path=path, n=n, dim=dim, dtype=features.dtype, _storage=storage, **fields)
 
 

@@ -45,16 +45,21 @@ class Storage:
 
     def rows(self, path: Path, shape: tuple[int, int], dtype: np.dtype[np.floating]) -> Rows | ChunkedRows:
         """A view of all rows: (n, d), read when indexed."""
-        if 0 in shape:
-            return np.zeros(shape, dtype)
-        if self.offset is None:
+        if self.offset is None and 0 not in shape:
             return ChunkedRows(path, shape, dtype)
-        try:
-            return np.memmap(path, dtype, mode="r", offset=self.offset, shape=shape)
-        except FileNotFoundError as error:
-            raise StoreError(f"{path} does not exist any more", hint="run histotl embed again") from error
-        except (OSError, ValueError) as error:
-            raise CorruptFileError(f"{path} cannot be mapped: {error}", hint="delete it and make it again") from error
+        return mapped(path, self.offset or 0, shape, dtype)
+
+
+def mapped(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype[np.floating]) -> Rows:
+    """A contiguous dataset as a read-only memory map."""
+    if 0 in shape:
+        return np.zeros(shape, dtype)
+    try:
+        return np.memmap(path, dtype, mode="r", offset=offset, shape=shape)
+    except FileNotFoundError as error:
+        raise StoreError(f"{path} does not exist any more", hint="run histotl embed again") from error
+    except (OSError, ValueError) as error:
+        raise CorruptFileError(f"{path} cannot be mapped: {error}", hint="delete it and make it again") from error
 
 
 def take(view: Rows | ChunkedRows, key: RowSelection | None, path: Path) -> Rows:

@@ -2,13 +2,14 @@
 
 The root holds ``features`` (n, d) and ``coords`` (n, 2) with the attributes that TRIDENT writes, so that its readers
 take the file as their own. Ours stand beside them: attributes of the root that begin with ``histotl_``, and the
-datasets ``tissue_fraction`` and, for patch sets, ``items`` in the place of ``coords``.
+datasets ``tissue_fraction`` and, for patch sets, ``items`` in the place of ``coords``; and the extras, where there are
+some: ``views`` and ``quality``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -21,15 +22,19 @@ from histotl.core.provenance import Provenance
 from histotl.core.units import nominal_magnification, round_px
 from histotl.core.values import BackboneCard, FeatureIdentity, SlideInfo, TileGrid
 from histotl.store.attributes import AttributeValue
+from histotl.store.extras import EXTRAS, Extra
 from histotl.store.values_json import to_json
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
+"""The newest that is read. Files carry the lowest that they can: 2 came with the extras."""
+
+WITHOUT_EXTRAS: Final = 1
 
 FEATURES: Final = "features"
 COORDS: Final = "coords"
 TISSUE: Final = "tissue_fraction"
 ITEMS: Final = "items"
-DATASETS: Final = (FEATURES, COORDS, TISSUE, ITEMS)
+DATASETS: Final = (FEATURES, COORDS, TISSUE, ITEMS, *EXTRAS)
 """All datasets of an embeddings file, in the order in which they are digested."""
 
 DType = Literal["fp16", "fp32"]
@@ -96,6 +101,7 @@ class EmbeddingsMeta:
         items: Path of each patch in the order of the rows; empty for a slide.
         stain_state: What the stain normaliser fitted on this slide, as JSON-able values.
         source_fingerprint: Digest of what the features were made from; the slide's own when empty.
+        extras: What else every row has, each kind once.
     """
 
     identity: FeatureIdentity
@@ -106,8 +112,13 @@ class EmbeddingsMeta:
     items: tuple[str, ...] = ()
     stain_state: Mapping[str, object] = field(default_factory=dict)
     source_fingerprint: str = ""
+    extras: tuple[Extra, ...] = ()
 
     def __post_init__(self) -> None:
+        # The order of the digest, whatever the order given.
+        object.__setattr__(self, "extras", tuple(sorted(self.extras, key=lambda extra: EXTRAS.index(extra.name))))
+        if len({extra.name for extra in self.extras}) < len(self.extras):
+            raise StoreError(f"extras are {self.extras}", hint="give one of each kind")
         if (self.slide is None) != (self.grid is None):
             raise StoreError("an embeddings file of a slide needs both the slide and its grid, one is missing")
         if self.grid is not None and self.items:
@@ -122,6 +133,11 @@ class EmbeddingsMeta:
     def fingerprint(self) -> str:
         """Digest of the source."""
         return self.source_fingerprint or ("" if self.slide is None else self.slide.fingerprint)
+
+
+def version(extras: Sequence[Extra]) -> int:
+    """Schema version of a file: the lowest that has what is in it, so that older readers take what they can."""
+    return SCHEMA_VERSION if extras else WITHOUT_EXTRAS
 
 
 def level0_magnification(mpp: float) -> int:
@@ -183,7 +199,7 @@ def grid_attributes(info: SlideInfo, grid: TileGrid) -> dict[str, AttributeValue
 def root_attributes(meta: EmbeddingsMeta, path: Path) -> dict[str, AttributeValue]:
     """Our attributes of the root, without the digest, which is known last."""
     values: dict[str, AttributeValue] = {
-        Key.SCHEMA: SCHEMA_VERSION,
+        Key.SCHEMA: version(meta.extras),
         Key.KIND: "patches" if meta.slide is None else "slide",
         Key.SLIDE_ID: path.stem if meta.slide is None else meta.slide.slide_id,
         Key.IDENTITY: meta.identity.to_json(),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,21 +40,21 @@ class Checked:
     crc: int
 
 
-def add_seal(path: Path, checked: Checked | None = None) -> None:
+def add_seal(path: Path, checked: Iterable[Checked] = ()) -> None:
     """Append the seal to a finished file.
 
     Args:
         path: The file.
-        checked: The part that need not be read; None to read everything.
+        checked: The parts that need not be read.
     """
     size = path.stat().st_size
     with path.open("rb+", buffering=0) as file:
-        if checked is None:
-            crc = _crc(file, size)
-        else:
-            crc = crc_of_both(_crc(file, checked.start), checked.crc, checked.size)
-            file.seek(checked.start + checked.size)
-            crc = _crc(file, size - checked.start - checked.size, crc)
+        crc = place = 0
+        for part in sorted((part for part in checked if part.size), key=lambda part: part.start):
+            crc = crc_of_both(_crc(file, part.start - place, crc), part.crc, part.size)
+            place = part.start + part.size
+            file.seek(place)
+        crc = _crc(file, size - place, crc)
         file.seek(size)
         file.write(_LINE.format(size=size, crc=crc).encode())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -12,7 +13,8 @@ from histotl.core.errors import StoreError
 from histotl.core.values import FeatureIdentity
 from histotl.store import schema
 from histotl.store.attributes import number_attribute
-from histotl.store.digest import blocks, data_digest
+from histotl.store.digest import blocks, data_digest, planes
+from histotl.store.extras import QUALITY, VIEWS, Extra, differences
 from histotl.store.hdf5 import get_dataset, not_finite, open_file
 from histotl.store.reader import Embeddings, open_embeddings
 from histotl.store.schema import DTYPES, Key
@@ -61,13 +63,14 @@ def is_foreign(path: Path) -> bool:
         return False
 
 
-def is_current(path: Path, identity: FeatureIdentity, source_fingerprint: str) -> bool:
+def is_current(path: Path, identity: FeatureIdentity, source_fingerprint: str, extras: Sequence[Extra] = ()) -> bool:
     """Whether a file is there, whole, and made in this way from this source, so that it need not be made again.
 
     Args:
         path: The file.
         identity: What its features must be.
         source_fingerprint: Digest of the slide (`SlideInfo.fingerprint`) or of the patches.
+        extras: What else it must have; others that it has besides do no harm.
     """
     if not path.exists():
         return False
@@ -81,6 +84,7 @@ def is_current(path: Path, identity: FeatureIdentity, source_fingerprint: str) -
         and found.identity is not None
         and not found.identity.differences(identity)
         and found.source_fingerprint == source_fingerprint
+        and not differences({extra.name: extra for extra in extras}, found.extras)
     )
 
 
@@ -128,13 +132,30 @@ def _value_problems(embeddings: Embeddings, file: h5py.File) -> list[str]:
     problems = []
     if embeddings.digest and data_digest(file, schema.DATASETS) != embeddings.digest:
         problems.append("the digest differs: values were changed after the file was made")
-    dataset = get_dataset(file, schema.FEATURES)
-    start = 0
-    for block in [] if dataset is None else blocks(dataset):
-        rows = block.reshape(-1, embeddings.dim).astype(embeddings.dtype, copy=False)
-        bad = not_finite(rows)
-        if bad.size:
-            problems.append(f"row {start + int(bad[0])} of the features is not finite")
-            break
-        start += len(rows)
+    for name in (schema.FEATURES, VIEWS, QUALITY):
+        if name == schema.FEATURES or name in embeddings.extras:
+            problems += _wrong_rows(embeddings, file, name)
     return problems
+
+
+def _wrong_rows(embeddings: Embeddings, file: h5py.File, name: str) -> list[str]:
+    """The first row of a dataset with a value that may not be in it."""
+    dataset = get_dataset(file, name)
+    if dataset is None:
+        return []
+    width = embeddings.dim if name == schema.FEATURES else dataset.shape[-1]
+    # TRIDENT's features may have an axis of one before the others.
+    found = planes(dataset) if name == VIEWS else [()]
+    for plane in found:
+        start = 0
+        for block in blocks(dataset, plane):
+            rows = block.reshape(-1, width)
+            if name == QUALITY:
+                bad = np.flatnonzero(np.isinf(rows).any(axis=1))
+            else:
+                bad = not_finite(rows.astype(embeddings.dtype, copy=False))
+            if bad.size:
+                where = f"view {plane[0]}" if plane else f"the {name}"
+                return [f"row {start + int(bad[0])} of {where} is not finite"]
+            start += len(rows)
+    return []

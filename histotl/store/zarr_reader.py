@@ -17,6 +17,7 @@ import zarr
 from histotl.core.errors import CorruptFileError, HistotlError, StoreError
 from histotl.core.values import BackboneCard, FeatureIdentity
 from histotl.store import schema
+from histotl.store.extras import EXTRAS, QUALITY, VIEWS, Extra, Quality, QualitySpec, extra_from
 from histotl.store.schema import Key
 from histotl.store.values_json import card_from_json, from_json, identity_from_json
 
@@ -69,6 +70,7 @@ class Cohort:
         card: The backbone.
         entries: Its files in the order of their rows.
         features: (N, d) zarr array, read when sliced.
+        extras: What else every row has: name of the array -> what it is.
     """
 
     path: str
@@ -76,6 +78,7 @@ class Cohort:
     card: BackboneCard
     entries: tuple[CohortEntry, ...]
     features: Any
+    extras: Mapping[str, Extra] = field(default_factory=dict)
     _group: Any = field(repr=False)
 
     @property
@@ -95,13 +98,27 @@ class Cohort:
             fact = f"{self.path} has no {slide_id!r} among its {len(self.entries)} files"
             raise StoreError(fact, hint="look at Cohort.slide_ids") from error
 
-    def read(self, slide_id: str, rows: slice | None = None, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
-        """Features of one file, (b, d), as a new array.
+    def read(
+        self,
+        slide_id: str,
+        rows: slice | None = None,
+        dtype: npt.DTypeLike = np.float32,
+        *,
+        view: int | None = None,
+    ) -> npt.NDArray[Any]:
+        """Features of one file, or of one of its augmented views, (b, d), as a new array.
 
         Raises:
             CorruptFileError: A shard is damaged or lost.
+            StoreError: There is no such view.
         """
-        values = self._slice(self.features, slide_id, rows)
+        if view is None:
+            values = self._slice(self.features, slide_id, rows)
+        else:
+            count = self._group[VIEWS].shape[0] if VIEWS in self.extras else 0
+            if not 0 <= view < count:
+                raise StoreError(f"view {view} does not exist in {self.path}, which has {count}")
+            values = self._slice(self._group[VIEWS], slide_id, rows, (view,))
         if np.isnan(values).any():  # NaN is what stands for a shard that is not there
             raise CorruptFileError(f"{self.path}: features of {slide_id!r} are lost", hint="write the cohort again")
         return values.astype(dtype)
@@ -113,6 +130,16 @@ class Cohort:
     def tissue_fraction(self, slide_id: str) -> npt.NDArray[np.float32] | None:
         """float32 (n,) tissue in each tile of one file; None for a patch set."""
         return self._optional(schema.TISSUE, slide_id)
+
+    def quality(self, slide_id: str) -> Quality | None:
+        """Measures of the quality of one file's tiles; None where nothing was measured."""
+        spec = self.extras.get(QUALITY)
+        if not isinstance(spec, QualitySpec):
+            return None
+        values = self._slice(self._group[QUALITY], slide_id, None)
+        if np.isinf(values).any():  # what stands for a shard that is not there
+            raise CorruptFileError(f"{self.path}: quality of {slide_id!r} is lost", hint="write the cohort again")
+        return Quality(values=values, spec=spec)
 
     def items(self, slide_id: str) -> tuple[str, ...]:
         """Paths of one patch set's rows; empty for a slide."""
@@ -136,13 +163,13 @@ class Cohort:
             raise CorruptFileError(f"{self.path}: {name} of {slide_id!r} are lost", hint="write the cohort again")
         return values
 
-    def _slice(self, array: Any, slide_id: str, rows: slice | None) -> npt.NDArray[Any]:
+    def _slice(self, array: Any, slide_id: str, rows: slice | None, plane: tuple[int, ...] = ()) -> npt.NDArray[Any]:
         entry = self.entry(slide_id)
         start, stop, step = (rows or slice(None)).indices(entry.n)
         if step < 1:
             raise StoreError(f"rows {rows} of {slide_id!r} go backwards", hint="slice forwards and turn the result")
         with _zarr_errors(self.path):
-            return np.asarray(array[entry.start + start : entry.start + max(start, stop) : step])
+            return np.asarray(array[(*plane, slice(entry.start + start, entry.start + max(start, stop), step))])
 
     @cached_property
     def _by_name(self) -> dict[str, CohortEntry]:
@@ -177,6 +204,7 @@ def open_cohort(path: Path | str) -> Cohort:
             card=card_from_json(str(attributes[Key.CARD])),
             entries=tuple(CohortEntry(**row | {"footprint_l0": _pair(row["footprint_l0"])}) for row in table),
             features=group[schema.FEATURES],
+            extras={name: extra_from(name, dict(group[name].attrs)) for name in EXTRAS if name in group},
             _group=group,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from histotl.core.errors import CorruptFileError, IdentityError, StoreError
 from histotl.core.provenance import Provenance
 from histotl.core.values import BackboneCard, FeatureIdentity
 from histotl.store import schema
+from histotl.store.extras import VIEWS, differences
 from histotl.store.hdf5 import cannot_write
 from histotl.store.reader import Embeddings, open_embeddings
 from histotl.store.schema import Key
@@ -37,7 +38,7 @@ def write_cohort(files: Sequence[Path], out: Path) -> None:
         out: Folder to make, such as ``cohort.zarr``; it must not exist.
 
     Raises:
-        IdentityError: Two files differ in backbone, tiling, stain or dtype (listed), or one has no identity.
+        IdentityError: Two files differ in backbone, tiling, stain, dtype or extras (listed), or one has no identity.
         StoreError: No files, two of one name, slides and patch sets mixed, `out` exists, or the disk is full.
     """
     if out.exists():
@@ -49,7 +50,7 @@ def write_cohort(files: Sequence[Path], out: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.parent.mkdir(parents=True, exist_ok=True)
         attributes: dict[str, Any] = {
-            Key.SCHEMA: schema.SCHEMA_VERSION,
+            Key.SCHEMA: schema.version(tuple(sources[0].extras.values())),
             Key.KIND: "cohort",
             Key.IDENTITY: identity.to_json(),
             Key.CARD: to_json(dataclasses.asdict(card)),
@@ -78,6 +79,9 @@ def _common_identity(sources: Sequence[Embeddings]) -> tuple[FeatureIdentity, Ba
         if first.identity is not None and (lines := first.identity.differences(source.identity)):
             fact = f"{first.path} and {source.path} hold different features: {'; '.join(lines)}"
             raise IdentityError(fact, hint="give files of one backbone, tiling, stain and dtype")
+        if lines := differences(first.extras, source.extras) or differences(source.extras, first.extras):
+            fact = f"{first.path} and {source.path} differ in what they hold beside features: {'; '.join(lines)}"
+            raise IdentityError(fact, hint="embed all of them with the same views and measures of quality")
         if source.slide_id in names:
             raise StoreError(f"two files are called {source.slide_id!r}", hint="give each slide once")
         names.add(source.slide_id)
@@ -98,6 +102,12 @@ def _write_arrays(group: zarr.Group, sources: Sequence[Embeddings], dim: int) ->
     total = sum(source.n for source in sources)
     features = _create(group, schema.FEATURES, (total, dim), sources[0].dtype, np.nan)
     _fill(features, (source.read(dtype=source.dtype) for source in sources))
+    for name, extra in sources[0].extras.items():
+        shape, kind = extra.shape(total, dim), extra.dtype(sources[0].dtype)
+        # What stands for a shard that is not there is what no file may hold.
+        array = _create(group, name, shape, kind, np.nan if name == VIEWS else -np.inf, extra.attributes())
+        for plane in np.ndindex(*shape[:-2]):
+            _fill(array, (_rows_of(source, name, plane) for source in sources), plane)
     if all(source.coords_l0 is not None for source in sources):
         coords = _create(group, schema.COORDS, (total, 2), np.dtype(np.int64), -1)
         _fill(coords, (_there(source.coords_l0) for source in sources))
@@ -113,26 +123,43 @@ def _write_arrays(group: zarr.Group, sources: Sequence[Embeddings], dim: int) ->
         raise StoreError("slides and patch sets cannot share a cohort", hint="write one cohort for each")
 
 
-def _create(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], fill: float) -> Any:
-    row_bytes = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
-    chunk = max(1, min(_CHUNK_BYTES // max(1, row_bytes), shape[0]))
-    shard = chunk * max(1, min(_CHUNKS_A_SHARD, -(-shape[0] // chunk)))
+def _rows_of(source: Embeddings, name: str, plane: tuple[int, ...]) -> npt.NDArray[Any]:
+    if name == VIEWS:
+        return source.read(dtype=source.dtype, view=plane[0])
+    return _there(None if source.quality is None else source.quality.values)
+
+
+def _create(
+    group: zarr.Group,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    fill: float,
+    attributes: Mapping[str, Any] | None = None,
+) -> Any:
+    """An array whose rows are its first axis, or, where it has planes of rows, the last but one."""
+    planes, (n, *width) = shape[:-2], shape[-2:] if len(shape) > 1 else shape
+    row_bytes = dtype.itemsize * int(np.prod(width, dtype=np.int64))
+    chunk = max(1, min(_CHUNK_BYTES // max(1, row_bytes), n))
+    shard = chunk * max(1, min(_CHUNKS_A_SHARD, -(-n // chunk)))
+    ones = (1,) * len(planes)
     return group.create_array(
         name,
         shape=shape,
-        chunks=(chunk, *shape[1:]),
-        shards=(shard, *shape[1:]),
+        chunks=(*ones, chunk, *width),
+        shards=(*ones, shard, *width),
         dtype=dtype,
         fill_value=fill,
         compressors=[Crc32cCodec()],
         config={"write_empty_chunks": True},
+        attributes=None if attributes is None else dict(attributes),
     )
 
 
-def _fill(array: Any, parts: Iterable[npt.NDArray[Any]]) -> None:
+def _fill(array: Any, parts: Iterable[npt.NDArray[Any]], plane: tuple[int, ...] = ()) -> None:
     """Write parts one after the other, a whole shard at a time: half-filled shards would be read and written twice."""
-    step = array.shards[0]
-    buffer = np.empty((step, *array.shape[1:]), array.dtype)
+    step, *width = array.shards[len(plane) :]
+    buffer = np.empty((step, *width), array.dtype)
     start = filled = 0
     for part in parts:
         while len(part):
@@ -140,10 +167,10 @@ def _fill(array: Any, parts: Iterable[npt.NDArray[Any]]) -> None:
             buffer[filled : filled + take], part = part[:take], part[take:]
             filled += take
             if filled == step:
-                array[start : start + step] = buffer
+                array[(*plane, slice(start, start + step))] = buffer
                 start, filled = start + step, 0
     if filled:
-        array[start : start + filled] = buffer[:filled]
+        array[(*plane, slice(start, start + filled))] = buffer[:filled]
 
 
 def _there(values: npt.NDArray[Any] | None) -> npt.NDArray[Any]:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from histotl.core.errors import StoreError
-from histotl.store import digest, writer
+from histotl.store import block, digest
 from histotl.store.convert import convert, converted
 from histotl.store.embeddings import EmbeddingsMeta, EmbeddingsWriter, check_file, open_embeddings
 from histotl.store.seal import crc_of_both
@@ -71,7 +71,7 @@ def test_digest_and_seal_follow_their_definition_in_any_order_of_rows(
     piece_bytes: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(writer, "_PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(block, "PIECE_BYTES", piece_bytes)
     monkeypatch.setattr(digest, "BLOCK_BYTES", 1000)  # so that reading back takes several turns
     path, n, dim = tmp_path / "s.h5", 100, 24
     values = np.random.default_rng(0).normal(size=(n, dim)).astype(np.float32)
@@ -107,7 +107,7 @@ def test_rows_that_were_interrupted_can_be_given_again(
         add(self, row, taken)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(writer, "_PIECE_BYTES", 10 * 4 * 2)  # ten rows go to the disk at a time
+    monkeypatch.setattr(block, "PIECE_BYTES", 10 * 4 * 2)  # ten rows go to the disk at a time
     path, add = tmp_path / "s.h5", digest.RunningDigest.add
     values = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
     with EmbeddingsWriter(path, n=30, dim=4, dtype="fp16", meta=make_meta(30, 4)) as made:
