@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from histotl.core.errors import UsageError
 from histotl.core.registry import register
 from histotl.wsi.readers.base import Pixels
@@ -17,7 +19,7 @@ from histotl.wsi.tissue._areas import (
     reaches_border,
     touching,
 )
-from histotl.wsi.tissue._light import Light, measure
+from histotl.wsi.tissue._light import Light, Plane, measure
 from histotl.wsi.tissue._settings import check_mpp, check_widths
 
 _BLACK_UM = 80.0
@@ -28,6 +30,12 @@ _INK_UM = 40.0
 
 _FRINGE_UM = 30.0
 """The coloured fringe of a slide's edge is thinner than twice this."""
+
+_RIM_UM, _FADES_UM = 8.0, 24.0
+"""The blurred border of ink is left out to the first distance; up to the second nothing counts as sure tissue."""
+
+_EDGE = 0.35
+"""Tissue ends where its colour has fallen to this share of that beside it: blur draws dark tissue out over glass."""
 
 _FINE_PX = 1_500_000
 """Slides up to this size are seen in full resolution: there the borders of tissue weigh more, and time less."""
@@ -50,8 +58,8 @@ class Hysteresis:
     Stain absorbs some colours more than others, while glass, dust, bubbles and the shadow of the slide's edge take all
     alike. So the measure is the spread of the optical densities of the three channels (Beer-Lambert), taken against the
     glass colour and judged against the noise of this very slide. Sure tissue is above ``sure``; what is above ``pale``
-    and touches it belongs to it (hysteresis, Canny 1986). Green, blue and black ink and unscanned black are
-    left out.
+    and touches it belongs to it (hysteresis, Canny 1986), up to where the colour falls off. Green, blue and black ink and
+    unscanned black are left out.
 
     Args:
         mpp: Resolution to work at, µm per pixel; slides of more than about 1.5 million such pixels (1 cm² at 8 µm) are
@@ -64,7 +72,7 @@ class Hysteresis:
 
     mpp: float = 8.0
     sure: float = 0.045
-    pale: float = 0.02
+    pale: float = 0.015
     smooth_um: float = 5.0
     close_um: float = 24.0
 
@@ -72,7 +80,7 @@ class Hysteresis:
         check_mpp("hysteresis", self.mpp)
         if not 0 < self.pale <= self.sure:
             fact = f"hysteresis: pale is {self.pale} and sure is {self.sure}"
-            raise UsageError(fact, hint="give densities with 0 < pale <= sure, such as 0.02 and 0.045")
+            raise UsageError(fact, hint="give densities with 0 < pale <= sure, such as 0.015 and 0.045")
         check_widths("hysteresis", smooth_um=self.smooth_um, close_um=self.close_um)
 
     def mpp_of(self, width_um: float, height_um: float) -> float:
@@ -95,29 +103,45 @@ class Hysteresis:
             min(254, math.floor(max(least * steps, light.level + noises * light.noise)))
             for least, noises in ((self.pale, 4), (self.sure, 8))
         )
-        blocked = _blocked(light, mpp)
-        candidate = light.colour > pale
+        blocked, doubtful = _blocked(light, mpp)
+        candidate = (light.colour > pale) & _above_edges(light.colour)
         if blocked is not None:
             candidate &= ~blocked
         found = close_gaps(candidate, max(1, round(self.close_um / mpp / 2)))
         if blocked is not None:
             found &= ~blocked
+        seed = (light.colour > sure) & found
+        if doubtful is not None:
+            seed &= ~doubtful
         # Gaps are closed first, so that one search for connected areas does for both questions.
         areas = Areas(found, in_cells=is_coarse)
-        kept = areas.that_hold((light.colour > sure) & found)
+        kept = areas.that_hold(seed)
         if reaches_border(found):
             # Thin strips along the picture's border are the coloured fringe of the slide's edge, not tissue.
             kept &= areas.that_hold(diamond(found, -px(_FRINGE_UM, mpp))) | ~areas.at_border()
         return areas.only(kept)
 
 
-def _blocked(light: Light, mpp: float) -> Mask | None:
-    """What is no tissue whatever its colour: unscanned black, black ink and dirt, green and blue ink; None for none."""
+def _above_edges(colour: Plane) -> Mask:
+    """Where colour is no mere blur of what lies beside it."""
+    import cv2
+
+    beside = cv2.dilate(colour, np.ones((3, 3), np.uint8))
+    return np.asarray(cv2.compare(colour, cv2.convertScaleAbs(beside, alpha=_EDGE), cv2.CMP_GE)).view(np.bool_)
+
+
+def _blocked(light: Light, mpp: float) -> tuple[Mask | None, Mask | None]:
+    """What is no tissue whatever its colour: unscanned black, black ink and dirt, green and blue ink; None for none.
+
+    And the wider area around ink in which nothing is sure.
+    """
     blocked = light.grey if light.grey.any() else None
-    for mask in (_black_areas(light.dark, mpp), _ink(light.inked, mpp)):
+    ink = _ink(light.inked, mpp)
+    rim = None if ink is None else diamond(ink, px(_RIM_UM, mpp))
+    for mask in (_black_areas(light.dark, mpp), rim):
         if mask is not None:
             blocked = mask if blocked is None else blocked | mask
-    return blocked
+    return blocked, None if ink is None else diamond(ink, px(_FADES_UM, mpp))
 
 
 def _black_areas(dark: Mask, mpp: float) -> Mask | None:
@@ -130,8 +154,8 @@ def _black_areas(dark: Mask, mpp: float) -> Mask | None:
 
 
 def _ink(inked: Mask, mpp: float) -> Mask | None:
-    """Lines of a pen: what has the colour of ink, is wide enough somewhere, and a rim for its paler border."""
+    """Lines of a pen: what has the colour of ink and is wide enough somewhere."""
     if not inked.any():
         return None
     core = diamond(inked, -px(_INK_UM / 2, mpp))
-    return diamond(touching(inked, core), px(24, mpp)) if core.any() else None
+    return touching(inked, core) if core.any() else None
