@@ -152,8 +152,8 @@ def _is_inked(red: Density, green: Density, blue: Density, weaker: Density) -> M
 
     Haematoxylin, eosin and DAB all take green light at least as much as the weakest other colour; green ink lets green
     through while it takes red and blue. Blue ink takes red most, and green far more than blue: haematoxylin takes green
-    most. Over tissue, which adds its own, green ink still leaves far more red than green taken, as no stain of H&E does.
-    Red ink looks like blood and stays in; black ink has no colour and is no tissue anyway.
+    most. Over tissue, which adds its own, green ink still leaves far more red than green taken, as no stain of H&E
+    does. Red ink looks like blood and stays in; black ink has no colour and is no tissue anyway.
 
     Args:
         red: int16 (h, w), density in red; ``green`` and ``blue`` likewise.

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 from histotl.core.errors import UsageError
 from histotl.core.registry import register
 from histotl.wsi.readers.base import Pixels
@@ -17,25 +15,13 @@ from histotl.wsi.tissue._areas import (
     diamond,
     px,
     reaches_border,
-    touching,
 )
-from histotl.wsi.tissue._light import Light, Plane, measure
+from histotl.wsi.tissue._left_out import above_edges, left_out
+from histotl.wsi.tissue._light import measure
 from histotl.wsi.tissue._settings import check_mpp, check_widths
-
-_BLACK_UM = 80.0
-"""Dark areas at least twice this wide were not scanned."""
-
-_INK_UM = 40.0
-"""A pen's line is at least this wide; what is thinner may be a nucleus or a fibre of any colour."""
 
 _FRINGE_UM = 30.0
 """The coloured fringe of a slide's edge is thinner than twice this."""
-
-_RIM_UM, _FADES_UM = 8.0, 24.0
-"""The blurred border of ink is left out to the first distance; up to the second nothing counts as sure tissue."""
-
-_EDGE = 0.35
-"""Tissue ends where its colour has fallen to this share of that beside it: blur draws dark tissue out over glass."""
 
 _FINE_PX = 1_500_000
 """Slides up to this size are seen in full resolution: there the borders of tissue weigh more, and time less."""
@@ -58,8 +44,8 @@ class Hysteresis:
     Stain absorbs some colours more than others, while glass, dust, bubbles and the shadow of the slide's edge take all
     alike. So the measure is the spread of the optical densities of the three channels (Beer-Lambert), taken against the
     glass colour and judged against the noise of this very slide. Sure tissue is above ``sure``; what is above ``pale``
-    and touches it belongs to it (hysteresis, Canny 1986), up to where the colour falls off. Green, blue and black ink and
-    unscanned black are left out.
+    and touches it belongs to it (hysteresis, Canny 1986), up to where the colour falls off. Green, blue and black ink
+    and unscanned black are left out.
 
     Args:
         mpp: Resolution to work at, µm per pixel; slides of more than about 1.5 million such pixels (1 cm² at 8 µm) are
@@ -103,8 +89,8 @@ class Hysteresis:
             min(254, math.floor(max(least * steps, light.level + noises * light.noise)))
             for least, noises in ((self.pale, 4), (self.sure, 8))
         )
-        blocked, doubtful = _blocked(light, mpp)
-        candidate = (light.colour > pale) & _above_edges(light.colour)
+        blocked, doubtful = left_out(light, mpp)
+        candidate = (light.colour > pale) & above_edges(light.colour)
         if blocked is not None:
             candidate &= ~blocked
         found = close_gaps(candidate, max(1, round(self.close_um / mpp / 2)))
@@ -120,42 +106,3 @@ class Hysteresis:
             # Thin strips along the picture's border are the coloured fringe of the slide's edge, not tissue.
             kept &= areas.that_hold(diamond(found, -px(_FRINGE_UM, mpp))) | ~areas.at_border()
         return areas.only(kept)
-
-
-def _above_edges(colour: Plane) -> Mask:
-    """Where colour is no mere blur of what lies beside it."""
-    import cv2
-
-    beside = cv2.dilate(colour, np.ones((3, 3), np.uint8))
-    return np.asarray(cv2.compare(colour, cv2.convertScaleAbs(beside, alpha=_EDGE), cv2.CMP_GE)).view(np.bool_)
-
-
-def _blocked(light: Light, mpp: float) -> tuple[Mask | None, Mask | None]:
-    """What is no tissue whatever its colour: unscanned black, black ink and dirt, green and blue ink; None for none.
-
-    And the wider area around ink in which nothing is sure.
-    """
-    blocked = light.grey if light.grey.any() else None
-    ink = _ink(light.inked, mpp)
-    rim = None if ink is None else diamond(ink, px(_RIM_UM, mpp))
-    for mask in (_black_areas(light.dark, mpp), rim):
-        if mask is not None:
-            blocked = mask if blocked is None else blocked | mask
-    return blocked, None if ink is None else diamond(ink, px(_FADES_UM, mpp))
-
-
-def _black_areas(dark: Mask, mpp: float) -> Mask | None:
-    """Unscanned black: dark areas wider than tissue is ever black, with a rim for the blur of their border."""
-    if not dark.any():
-        return None
-    reach, areas = px(_BLACK_UM, mpp), Areas(dark)
-    wide = diamond(diamond(dark, -reach), reach) | areas.only(areas.at_border())
-    return diamond(wide, px(16, mpp)) if wide.any() else None
-
-
-def _ink(inked: Mask, mpp: float) -> Mask | None:
-    """Lines of a pen: what has the colour of ink and is wide enough somewhere."""
-    if not inked.any():
-        return None
-    core = diamond(inked, -px(_INK_UM / 2, mpp))
-    return touching(inked, core) if core.any() else None
