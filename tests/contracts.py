@@ -28,6 +28,7 @@ NEEDS_A_FILE = {
     ("augment", "albumentations"),
     ("tissue", "from_geojson"),
     ("tissue", "from_mask"),
+    ("tissue", "torch_mask"),
 }
 """These wrap a user's own file; their room's tests write one."""
 

@@ -214,7 +214,8 @@ def _tile(step: RecipeStep, report: Report) -> Outcome:
     from histotl.embed.tile import tile_slides
 
     summary = tile_slides(str(step.places["slides"]), step.out, tiling=step.configs[0], report=report)
-    return Outcome(ok=summary.ok, message=f"{summary.done} done, {len(summary.failed)} failed")
+    counts = f"{summary.done} done, {len(summary.failed)} failed, {len(summary.flagged)} flagged"
+    return Outcome(ok=summary.ok, message=counts)
 
 
 def _embed(step: RecipeStep, report: Report) -> Outcome:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from histotl.embed.summary import RunSummary
 
 _SHOWN = 20
-"""Failures that are printed; a night's run may have hundreds, and failures.csv has them all."""
+"""Failures, and flags, that are printed; a night's run may have hundreds, and the tables have them all."""
 
 
 def print_summary(summary: RunSummary, folder: Path, *, as_json: bool) -> int:
@@ -24,23 +24,31 @@ def print_summary(summary: RunSummary, folder: Path, *, as_json: bool) -> int:
         print_json(dataclasses.asdict(summary))
     else:
         rate = f", {summary.n_tiles / summary.seconds:.0f} tiles/s" if summary.n_tiles and summary.seconds > 0 else ""
+        flagged = f", {len(summary.flagged)} flagged" if summary.flagged else ""
         busy = f", {summary.busy} left to another process" if summary.busy else ""
         out().print(
-            f"{summary.done} done, {summary.skipped} already there, {len(summary.failed)} failed{busy}; "
+            f"{summary.done} done, {summary.skipped} already there, {len(summary.failed)} failed{flagged}{busy}; "
             f"{summary.n_tiles} tiles in {summary.seconds:.1f} s{rate} → {folder}",
             markup=False,
         )
         _print_telemetry(summary)
+    for flag in summary.flagged[:_SHOWN]:
+        err().print(f"flagged: {flag.message}", markup=False, style="yellow")
+        err().print(f"  hint: {flag.hint}", markup=False)
+    _print_rest("flags", summary.flagged, folder / "flags.csv")
     for failure in summary.failed[:_SHOWN]:
         err().print(f"failed: {failure.sentence}", markup=False, style="red")
         if failure.hint:
             err().print(f"  hint: {failure.hint}", markup=False)
-    if summary.failed:
-        more = len(summary.failed) - _SHOWN
-        if more > 0:
-            err().print(f"… and {more} more", markup=False)
-        err().print(f"all failures, with their cures: {folder / 'failures.csv'}", markup=False)
+    _print_rest("failures, with their cures", summary.failed, folder / "failures.csv")
     return EXIT_OK if summary.ok else EXIT_SOME_FAILED
+
+
+def _print_rest(what: str, rows: Sequence[object], path: Path) -> None:
+    if len(rows) > _SHOWN:
+        err().print(f"… and {len(rows) - _SHOWN} more", markup=False)
+    if rows:
+        err().print(f"all {what}: {path}", markup=False)
 
 
 def _print_telemetry(summary: RunSummary) -> None:

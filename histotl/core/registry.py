@@ -22,9 +22,11 @@ import importlib.metadata
 import os
 import pkgutil
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import ModuleType
 from typing import TypeVar
 
 from histotl.core._literals import fit_literal
@@ -78,6 +80,9 @@ C = TypeVar("C", bound=type)
 
 _plugins: dict[str, dict[str, Plugin]] = {kind: {} for kind in PLUGIN_FOLDERS}
 _unavailable: dict[str, dict[str, str]] = {kind: {} for kind in PLUGIN_FOLDERS}
+_scanning = threading.RLock()
+"""Several slides are opened at a time: no thread may take a folder that another is still importing for all there is."""
+
 _scanned: dict[str, set[str]] = {kind: set() for kind in PLUGIN_FOLDERS}
 _looked_at: dict[str, tuple[tuple[str, int], ...]] = {}
 """Kind -> the places as they were at the last scan, which takes 8 ms: plug-ins are listed for every slide."""
@@ -213,6 +218,11 @@ def _scan(kind: str) -> None:
     places = _places(package.__path__)
     if _looked_at.get(kind) == places:
         return
+    with _scanning:
+        _import_all(kind, package, places)
+
+
+def _import_all(kind: str, package: ModuleType, places: tuple[tuple[str, int], ...]) -> None:
     for entry in pkgutil.iter_modules(package.__path__):
         if not entry.name.startswith("_") and entry.name != "base" and entry.name not in _scanned[kind]:
             _scanned[kind].add(entry.name)

@@ -16,6 +16,7 @@ from histotl.core.provenance import Provenance
 from histotl.core.registry import canonical, create
 from histotl.core.values import SlideInfo, TileGrid
 from histotl.embed.config import TileConfig
+from histotl.embed.flags import mask_flags
 from histotl.store import layout
 from histotl.store.coords import write_coords
 from histotl.store.hdf5 import cannot_write
@@ -24,7 +25,7 @@ from histotl.wsi.preview import draw_preview, encode_jpeg, shrink_picture
 from histotl.wsi.readers.base import Pixels
 from histotl.wsi.slide import Slide
 from histotl.wsi.tiling import best_level, plan_tiles
-from histotl.wsi.tissue.base import TissueFile, TissueFinder
+from histotl.wsi.tissue.base import ReadsFile, TissueFinder
 
 PREVIEW_PX = 1024
 """Longer side of the preview pictures."""
@@ -41,8 +42,8 @@ def tissue_finder(tiling: TileConfig) -> TissueFinder:
 def source_digest(info: SlideInfo, tiling: TileConfig, finder: TissueFinder) -> str:
     """Digest of all that a slide's tiles come from beside the tile spec.
 
-    The slide's bytes, its pixel size (an override changes every tile), the reader, the tissue settings and, where a
-    file says where tissue is, that file. It is recorded in the files, so that a run with another of these makes them
+    The slide's bytes, its pixel size (an override changes every tile), the reader, the tissue settings and, where they
+    name a file, what stands in it. It is recorded in the files, so that a run with another of these makes them
     again instead of taking them for current.
     """
     facts: dict[str, object] = {
@@ -53,7 +54,7 @@ def source_digest(info: SlideInfo, tiling: TileConfig, finder: TissueFinder) -> 
         "min_area_um2": tiling.min_area_um2,
         "max_hole_um2": tiling.max_hole_um2,
     }
-    if isinstance(finder, TissueFile):
+    if isinstance(finder, ReadsFile):
         facts["outlines"] = finder.digest(info)
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -83,7 +84,15 @@ def plan_slide(
     _write_pictures(slide, mask, grid, out)
     if not len(grid):
         raise _no_tissue(info, mask, tiling)
-    write_coords(layout.coords_path(out, spec, info.slide_id), info, grid, made, source_fingerprint=source)
+    write_coords(
+        layout.coords_path(out, spec, info.slide_id),
+        info,
+        grid,
+        made,
+        source_fingerprint=source,
+        tissue_mm2=mask.area_mm2,
+        flags=mask_flags(mask, info),
+    )
     return grid
 
 

@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 from histotl.core.errors import HistotlError
 from histotl.core.progress import Report, Step
 from histotl.core.registry import create
-from histotl.core.values import SlideEntry
+from histotl.core.values import SlideEntry, TileSpec
 from histotl.embed._reading import Turn
 from histotl.embed.config import TileConfig
+from histotl.embed.flags import Flag, record_flags
 from histotl.embed.summary import Failure, RunSummary, write_failures
 from histotl.embed.telemetry import Telemetry
 from histotl.wsi.manifest import load_manifest
@@ -39,6 +40,7 @@ class Account:
         self._stage, self._total, self._out, self._report = stage, total, out, report
         self._began = time.monotonic()
         self._failed: dict[str, Failure] = {}
+        self._flagged: tuple[Flag, ...] = ()
         self._done, self._skipped, self._tiles = 0, 0, 0
         self._busy: list[str] = []
 
@@ -105,12 +107,17 @@ class Account:
         """Write the table of the slides that failed, or remove an old one."""
         write_failures(self._out, list(self._failed.values()), keep=self._busy)
 
+    def record_flags(self, spec: TileSpec, entries: Sequence[SlideEntry]) -> None:
+        """Note the slides whose mask may be wrong."""
+        self._flagged = record_flags(self._out, spec, entries, failed=self._failed)
+
     def summary(self, telemetry: Telemetry | None = None) -> RunSummary:
         """The result of the run."""
         told = RunSummary(
             done=self._done,
             skipped=self._skipped,
             failed=tuple(self._failed.values()),
+            flagged=self._flagged,
             busy=len(self._busy),
             n_tiles=self._tiles,
             seconds=self.seconds,

@@ -150,6 +150,7 @@ class _Engine:
                 flow.over(entries, self.prepare)
         finally:
             account.write_failures()
+        account.record_flags(self.tiling.spec, entries)
         if not account.n_tiles:
             return account.summary()
         telemetry = measured(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
-from histotl.core.atomic import write_text
 from histotl.core.errors import HistotlError
+from histotl.embed._tables import read_rows, write_rows
+from histotl.embed.flags import Flag
 from histotl.embed.telemetry import Telemetry
-from histotl.store.hdf5 import cannot_write
 
 FAILURES_FILE = "failures.csv"
 REPORT_HINT = "this is a fault in histotl or in a plug-in: please report it, with the traceback in the log"
@@ -56,6 +54,7 @@ class RunSummary:
         done: Slides (or patch sets) for which something was made in this run.
         skipped: Slides whose files were there and current.
         failed: One record for each slide that could not be used.
+        flagged: Slides of the run whose tissue mask may be wrong, those that were skipped too.
         busy: Slides left to another live process that holds their locks.
         n_tiles: Tiles planned (``tile``) or embedded (``embed``) in this run.
         seconds: Wall time.
@@ -65,6 +64,7 @@ class RunSummary:
     done: int
     skipped: int
     failed: tuple[Failure, ...] = ()
+    flagged: tuple[Flag, ...] = ()
     busy: int = 0
     n_tiles: int = 0
     seconds: float = 0.0
@@ -84,27 +84,10 @@ def write_failures(out: Path, failures: Sequence[Failure], *, keep: Collection[s
         failures: What failed in this run.
         keep: Slides that were left to another process: what that one recorded for them stays.
     """
-    path = out / FAILURES_FILE
     kept = [row for row in read_failures(out) if row.slide_id in keep]
-    rows = [*failures, *kept]
-    if not rows:
-        path.unlink(missing_ok=True)
-        return
-    text = io.StringIO()
-    table = csv.DictWriter(text, [field.name for field in fields(Failure)], lineterminator="\n")
-    table.writeheader()
-    table.writerows(asdict(row) for row in sorted(rows, key=lambda row: row.slide_id))
-    try:
-        write_text(path, text.getvalue())
-    except OSError as error:
-        raise cannot_write(path, error) from error
+    write_rows(out / FAILURES_FILE, Failure, [*failures, *kept])
 
 
 def read_failures(out: Path) -> list[Failure]:
     """Read ``out/failures.csv``; empty when there is none."""
-    path = out / FAILURES_FILE
-    if not path.is_file():
-        return []
-    names = [field.name for field in fields(Failure)]
-    with path.open(newline="", encoding="utf-8") as file:
-        return [Failure(**{name: row.get(name) or "" for name in names}) for row in csv.DictReader(file)]
+    return read_rows(out / FAILURES_FILE, Failure)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,6 +46,8 @@ class CoordsFile:
         mpp: µm per level-0 pixel of the slide.
         tiles: The tile spec as a dict.
         source_fingerprint: Digest of what the tiles were made from.
+        tissue_mm2: Area of the tissue mask.
+        flags: What is odd about the mask, by name; see :mod:`histotl.embed.flags`.
     """
 
     coords_l0: npt.NDArray[np.int64]
@@ -61,10 +63,19 @@ class CoordsFile:
     mpp: float | None = None
     tiles: Mapping[str, object] = field(default_factory=dict)
     source_fingerprint: str = ""
+    tissue_mm2: float | None = None
+    flags: tuple[str, ...] = ()
 
 
 def write_coords(
-    path: Path, info: SlideInfo, grid: TileGrid, provenance: Provenance, *, source_fingerprint: str = ""
+    path: Path,
+    info: SlideInfo,
+    grid: TileGrid,
+    provenance: Provenance,
+    *,
+    source_fingerprint: str = "",
+    tissue_mm2: float | None = None,
+    flags: Sequence[str] = (),
 ) -> None:
     """Write a slide's tiles, atomically.
 
@@ -74,6 +85,8 @@ def write_coords(
         grid: Its tiles.
         provenance: Who made the file.
         source_fingerprint: Digest of what the tiles were made from; the slide's own when empty.
+        tissue_mm2: Area of the tissue mask; None when there is none.
+        flags: What is odd about the mask, by name.
 
     Raises:
         StoreError: The folder cannot be written to.
@@ -91,6 +104,8 @@ def write_coords(
                 Key.SLIDE_ID: info.slide_id,
                 Key.PROVENANCE: provenance.to_json(),
                 Key.FINGERPRINT: source_fingerprint or info.fingerprint,
+                Key.FLAGS: ",".join(flags),
+                **({} if tissue_mm2 is None else {Key.TISSUE_MM2: float(tissue_mm2)}),
             },
         )
 
@@ -126,6 +141,8 @@ def read_coords(path: Path) -> CoordsFile:
             mpp=None if mpp is None else float(np.mean(mpp)),
             tiles={} if tiles is None else from_json(tiles, what=Key.TILES),
             source_fingerprint=text_attribute(file.id, Key.FINGERPRINT) or "",
+            tissue_mm2=number_attribute(file.id, Key.TISSUE_MM2),
+            flags=tuple(filter(None, (text_attribute(file.id, Key.FLAGS) or "").split(","))),
         )
 
 

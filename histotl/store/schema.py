@@ -62,6 +62,8 @@ class Key(StrEnum):
     MPP_SOURCE = "histotl_mpp_source"
     READ_LEVEL = "histotl_read_level"
     TILES = "histotl_tiles"
+    TISSUE_MM2 = "histotl_tissue_mm2"
+    FLAGS = "histotl_flags"
     DIGEST = "histotl_digest"
 
 

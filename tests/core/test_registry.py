@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,21 @@ def test_a_file_whose_library_is_missing_hides_nothing(tmp_path: Path, monkeypat
     sys.modules.pop("histotl.image.stain.needs_moon", None)
     registry._unavailable["stain"].pop("needs_moon")
     registry._scanned["stain"].discard("needs_moon")
+
+
+def test_threads_that_ask_at_once_all_get_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import histotl.image.stain as folder
+
+    source = (
+        "import time\nfrom dataclasses import dataclass\nfrom histotl.core.registry import register\ntime.sleep(0.3)\n"
+        "@register('stain', 'zz_slow')\n@dataclass(frozen=True)\nclass Slow:\n    'Slow.'\n"
+    )
+    (tmp_path / "zz_slow.py").write_text(source)
+    monkeypatch.setattr(folder, "__path__", [*folder.__path__, str(tmp_path)])
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert all("zz_slow" in names for names in pool.map(available, ["stain"] * 4))
+    finally:
+        sys.modules.pop("histotl.image.stain.zz_slow", None)
+        registry._plugins["stain"].pop("zz_slow", None)
+        registry._scanned["stain"].discard("zz_slow")

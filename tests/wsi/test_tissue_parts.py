@@ -64,7 +64,8 @@ def test_ink_by_its_definition(densities: Density) -> None:
     weaker = np.minimum(r, b)
     is_green = (weaker > np.float32(0.12 * _FINE)) & (g < np.float32(0.7) * weaker)
     is_blue = (r > np.float32(0.35 * _FINE)) & (r > np.float32(1.15) * g) & (b < np.float32(0.4) * r)
-    np.testing.assert_array_equal(_is_inked(red, green, blue, np.minimum(red, blue)), is_green | is_blue)
+    over = (r > np.float32(0.35 * _FINE)) & (r > np.float32(1.3) * g) & (b >= np.float32(0.4) * r)
+    np.testing.assert_array_equal(_is_inked(red, green, blue, np.minimum(red, blue)), is_green | is_blue | over)
 
 
 @settings(deadline=None)

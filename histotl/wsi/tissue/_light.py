@@ -34,7 +34,7 @@ _DENSE = 0.2
 """Least density above which something grey is dense; thinner shadows have no colour that could pass for tissue."""
 
 _INK_WEAKER, _INK_RED = 0.12, 0.35
-"""Least densities of ink: of green ink the smaller one in red and in blue, of blue ink the one in red."""
+"""Least densities of ink: of green ink the smaller one in red and in blue, of blue ink and over tissue that in red."""
 
 _LEAST_SIGMA_PX = 0.3
 """Gaussians below this change nothing worth the time."""
@@ -152,7 +152,8 @@ def _is_inked(red: Density, green: Density, blue: Density, weaker: Density) -> M
 
     Haematoxylin, eosin and DAB all take green light at least as much as the weakest other colour; green ink lets green
     through while it takes red and blue. Blue ink takes red most, and green far more than blue: haematoxylin takes green
-    most. Red ink looks like blood and stays in; black ink has no colour and is no tissue anyway.
+    most. Over tissue, which adds its own, green ink still leaves far more red than green taken, as no stain of H&E
+    does. Red ink looks like blood and stays in; black ink has no colour and is no tissue anyway.
 
     Args:
         red: int16 (h, w), density in red; ``green`` and ``blue`` likewise.
@@ -168,7 +169,8 @@ def _is_inked(red: Density, green: Density, blue: Density, weaker: Density) -> M
         r, g, b, rb = (plane.ravel()[places].astype(np.float32) for plane in (red, green, blue, weaker))
         is_green = (rb > _INK_WEAKER * _FINE) & (g < 0.7 * rb)
         is_blue = (r > _INK_RED * _FINE) & (r > 1.15 * g) & (b < 0.4 * r)
-        maybe.ravel()[places] = is_green | is_blue
+        is_over_tissue = (r > _INK_RED * _FINE) & (r > 1.3 * g) & (b >= 0.4 * r)
+        maybe.ravel()[places] = is_green | is_blue | is_over_tissue
     return maybe
 
 

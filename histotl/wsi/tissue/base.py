@@ -43,19 +43,24 @@ class SeesLargeCoarser(Protocol):
 
 
 @runtime_checkable
-class TissueFile(Protocol):
+class ReadsFile(Protocol):
+    """What a finder may also be: one whose answer depends on what stands in a file."""
+
+    def digest(self, info: SlideInfo) -> str:
+        """Tells one content of the file from another; tiles are made again when it changes.
+
+        Raises:
+            OutlineError: The slide has no file.
+        """
+
+
+@runtime_checkable
+class TissueFile(ReadsFile, Protocol):
     """Says where tissue is by a file that somebody made for the slide."""
 
     @property
     def mpp(self) -> float:
         """Resolution of its masks, µm per pixel; a coarser slide has coarser ones."""
-
-    def digest(self, info: SlideInfo) -> str:
-        """Tells one content of the slide's file from another.
-
-        Raises:
-            OutlineError: The slide has no file.
-        """
 
     def mask(self, info: SlideInfo, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
         """Mask of tissue, bool of ``shape`` (height, width), which covers the whole slide.

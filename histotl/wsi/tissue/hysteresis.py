@@ -15,16 +15,10 @@ from histotl.wsi.tissue._areas import (
     diamond,
     px,
     reaches_border,
-    touching,
 )
-from histotl.wsi.tissue._light import Light, measure
+from histotl.wsi.tissue._left_out import above_edges, left_out
+from histotl.wsi.tissue._light import measure
 from histotl.wsi.tissue._settings import check_mpp, check_widths
-
-_BLACK_UM = 80.0
-"""Dark areas at least twice this wide were not scanned."""
-
-_INK_UM = 40.0
-"""A pen's line is at least this wide; what is thinner may be a nucleus or a fibre of any colour."""
 
 _FRINGE_UM = 30.0
 """The coloured fringe of a slide's edge is thinner than twice this."""
@@ -50,8 +44,8 @@ class Hysteresis:
     Stain absorbs some colours more than others, while glass, dust, bubbles and the shadow of the slide's edge take all
     alike. So the measure is the spread of the optical densities of the three channels (Beer-Lambert), taken against the
     glass colour and judged against the noise of this very slide. Sure tissue is above ``sure``; what is above ``pale``
-    and touches it belongs to it (hysteresis, Canny 1986). Green, blue and black ink and unscanned black are
-    left out.
+    and touches it belongs to it (hysteresis, Canny 1986), up to where the colour falls off. Green, blue and black ink
+    and unscanned black are left out.
 
     Args:
         mpp: Resolution to work at, µm per pixel; slides of more than about 1.5 million such pixels (1 cm² at 8 µm) are
@@ -64,7 +58,7 @@ class Hysteresis:
 
     mpp: float = 8.0
     sure: float = 0.045
-    pale: float = 0.02
+    pale: float = 0.015
     smooth_um: float = 5.0
     close_um: float = 24.0
 
@@ -72,7 +66,7 @@ class Hysteresis:
         check_mpp("hysteresis", self.mpp)
         if not 0 < self.pale <= self.sure:
             fact = f"hysteresis: pale is {self.pale} and sure is {self.sure}"
-            raise UsageError(fact, hint="give densities with 0 < pale <= sure, such as 0.02 and 0.045")
+            raise UsageError(fact, hint="give densities with 0 < pale <= sure, such as 0.015 and 0.045")
         check_widths("hysteresis", smooth_um=self.smooth_um, close_um=self.close_um)
 
     def mpp_of(self, width_um: float, height_um: float) -> float:
@@ -95,43 +89,20 @@ class Hysteresis:
             min(254, math.floor(max(least * steps, light.level + noises * light.noise)))
             for least, noises in ((self.pale, 4), (self.sure, 8))
         )
-        blocked = _blocked(light, mpp)
-        candidate = light.colour > pale
+        blocked, doubtful = left_out(light, mpp)
+        candidate = (light.colour > pale) & above_edges(light.colour)
         if blocked is not None:
             candidate &= ~blocked
         found = close_gaps(candidate, max(1, round(self.close_um / mpp / 2)))
         if blocked is not None:
             found &= ~blocked
+        seed = (light.colour > sure) & found
+        if doubtful is not None:
+            seed &= ~doubtful
         # Gaps are closed first, so that one search for connected areas does for both questions.
         areas = Areas(found, in_cells=is_coarse)
-        kept = areas.that_hold((light.colour > sure) & found)
+        kept = areas.that_hold(seed)
         if reaches_border(found):
             # Thin strips along the picture's border are the coloured fringe of the slide's edge, not tissue.
             kept &= areas.that_hold(diamond(found, -px(_FRINGE_UM, mpp))) | ~areas.at_border()
         return areas.only(kept)
-
-
-def _blocked(light: Light, mpp: float) -> Mask | None:
-    """What is no tissue whatever its colour: unscanned black, black ink and dirt, green and blue ink; None for none."""
-    blocked = light.grey if light.grey.any() else None
-    for mask in (_black_areas(light.dark, mpp), _ink(light.inked, mpp)):
-        if mask is not None:
-            blocked = mask if blocked is None else blocked | mask
-    return blocked
-
-
-def _black_areas(dark: Mask, mpp: float) -> Mask | None:
-    """Unscanned black: dark areas wider than tissue is ever black, with a rim for the blur of their border."""
-    if not dark.any():
-        return None
-    reach, areas = px(_BLACK_UM, mpp), Areas(dark)
-    wide = diamond(diamond(dark, -reach), reach) | areas.only(areas.at_border())
-    return diamond(wide, px(16, mpp)) if wide.any() else None
-
-
-def _ink(inked: Mask, mpp: float) -> Mask | None:
-    """Lines of a pen: what has the colour of ink, is wide enough somewhere, and a rim for its paler border."""
-    if not inked.any():
-        return None
-    core = diamond(inked, -px(_INK_UM / 2, mpp))
-    return diamond(touching(inked, core), px(24, mpp)) if core.any() else None

@@ -1,0 +1,1 @@
+"""How well tissue masks agree with the truth of painted slides."""
