@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -107,9 +107,9 @@ class Account:
         """Write the table of the slides that failed, or remove an old one."""
         write_failures(self._out, list(self._failed.values()), keep=self._busy)
 
-    def record_flags(self, spec: TileSpec, entries: Sequence[SlideEntry]) -> None:
-        """Note the slides whose mask may be wrong."""
-        self._flagged = record_flags(self._out, spec, entries, failed=self._failed)
+    def record_flags(self, spec: TileSpec, entries: Sequence[SlideEntry], fallbacks: Mapping[str, str]) -> None:
+        """Note the slides whose mask may be wrong, and those that were not normalised by their own stain."""
+        self._flagged = record_flags(self._out, spec, entries, failed=self._failed, fallbacks=fallbacks)
 
     def summary(self, telemetry: Telemetry | None = None) -> RunSummary:
         """The result of the run."""

@@ -44,7 +44,7 @@ from histotl.embed.summary import RunSummary
 from histotl.embed.telemetry import Clock
 from histotl.image.stain.base import StainNormalizer, StainTransform
 from histotl.store import layout
-from histotl.store.embeddings import EmbeddingsMeta, EmbeddingsWriter, is_current
+from histotl.store.embeddings import EmbeddingsMeta, EmbeddingsWriter, is_current, open_embeddings
 from histotl.wsi.slide import Slide
 from histotl.wsi.tiles import TileReader
 from histotl.wsi.tissue.base import TissueFinder
@@ -150,7 +150,7 @@ class _Engine:
                 flow.over(entries, self.prepare)
         finally:
             account.write_failures()
-        account.record_flags(self.tiling.spec, entries)
+        account.record_flags(self.tiling.spec, entries, self._fallbacks(entries))
         if not account.n_tiles:
             return account.summary()
         telemetry = measured(
@@ -203,10 +203,16 @@ class _Engine:
     def _fit(self, slide: Slide, grid: TileGrid) -> StainTransform:
         side = grid.spec.tile_px
         nothing = torch.empty((0, side, side, 3), dtype=torch.uint8)
-        transform = self.stain.fit(sample_slide(slide, grid) if self.stain.needs_fit else nothing)
-        if fallen := fallen_back(transform):
-            log.warning("%s: %s", slide.info.slide_id, fallen)
-        return transform
+        return self.stain.fit(sample_slide(slide, grid) if self.stain.needs_fit else nothing)
+
+    def _fallbacks(self, entries: Sequence[SlideEntry]) -> dict[str, str]:
+        """What was done, and why, for slides whose stain could not be estimated, those of earlier runs too."""
+        found: dict[str, str] = {}
+        for entry in entries if self.stain.falls_back else ():
+            path = self._path(self.models[0], entry)
+            if path.is_file() and (fallen := fallen_back(open_embeddings(path).stain_state)):
+                found[entry.slide_id] = fallen
+        return found
 
     def _writer(self, model: Model, entry: SlideEntry, files: _Files) -> EmbeddingsWriter:
         meta = EmbeddingsMeta(

@@ -1,8 +1,8 @@
-"""Masks that may be wrong though tiles could be cut: who looks at a thousand slides looks at these first.
+"""Slides that may be wrong though tiles could be cut: who looks at a thousand slides looks at these first.
 
 A slide whose mask is empty fails with :class:`histotl.core.errors.NoTissueError`. One whose mask covers nearly all that
 was scanned, or next to nothing of it, goes on and is flagged: in its coordinates file, in ``flags.csv``, in the summary
-of the run and on the terminal.
+of the run and on the terminal. So is one whose stain could not be estimated, where the normaliser has a fallback.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 FLAGS_FILE = "flags.csv"
 
 FULL, EMPTY, SMALL = "nearly_full", "nearly_empty", "far_less_than_others"
+STAIN = "stain_fallback"
 
 _FULL_SHARE = 0.95
 """Glass surrounds tissue on nearly every slide: a mask that covers more has probably taken it for tissue."""
@@ -42,6 +44,7 @@ _HINTS: Final[Mapping[str, str]] = {
     FULL: "look at its picture in contours/: if glass is in it, give another --tissue; a crop of tissue may be right",
     EMPTY: "look at its picture in contours/: if tissue is missing, give another --tissue or outlines of your own",
     SMALL: "look at its picture in contours/: if tissue is missing, give another --tissue or outlines of your own",
+    STAIN: "look at the slide: features of one stain, or of next to no tissue, mean little; leave it out of training",
 }
 
 
@@ -52,7 +55,7 @@ class Flag:
     Args:
         slide_id: Its name.
         path: Its file.
-        flag: Which kind: ``nearly_full``, ``nearly_empty`` or ``far_less_than_others``.
+        flag: Which kind: ``nearly_full``, ``nearly_empty``, ``far_less_than_others`` or ``stain_fallback``.
         message: What was seen, beginning with the slide's name.
         hint: What to do.
     """
@@ -83,7 +86,12 @@ def mask_flags(mask: TissueMask, info: SlideInfo) -> tuple[str, ...]:
 
 
 def record_flags(
-    out: Path, spec: TileSpec, entries: Sequence[SlideEntry], *, failed: Collection[str] = ()
+    out: Path,
+    spec: TileSpec,
+    entries: Sequence[SlideEntry],
+    *,
+    failed: Collection[str] = (),
+    fallbacks: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Flag, ...]:
     """Gather the flags of a run's slides, and write ``out/flags.csv``, or remove an old one when there are none.
 
@@ -95,6 +103,7 @@ def record_flags(
         spec: Of the tiles.
         entries: Slides of the run. What earlier runs recorded for other slides stays.
         failed: Names of those that failed; they stand in another table.
+        fallbacks: Slides that were not normalised by their own stain -> what was done in its place, and why.
     """
     seen: list[tuple[SlideEntry, CoordsFile]] = []
     for entry in entries:
@@ -107,6 +116,7 @@ def record_flags(
             log.warning("no flags are known of it: %s", error.message)
     usual = _usual_area([found for _, found in seen])
     flags = [flag for entry, found in seen for flag in _flags_of(entry, found, usual)]
+    flags += [_flag(entry, STAIN, fallbacks[entry.slide_id]) for entry in entries if entry.slide_id in fallbacks]
     here = {entry.slide_id for entry in entries}
     kept = [row for row in read_rows(out / FLAGS_FILE, Flag) if row.slide_id not in here]
     write_rows(out / FLAGS_FILE, Flag, [*flags, *kept])
@@ -130,8 +140,9 @@ def _flags_of(entry: SlideEntry, found: CoordsFile, usual: float) -> list[Flag]:
     names = [name for name in found.flags if name in facts]
     if area < _SMALL_SHARE * usual:
         names.append(SMALL)
+    return [_flag(entry, name, facts[name]) for name in names]
+
+
+def _flag(entry: SlideEntry, name: str, fact: str) -> Flag:
     slide = entry.slide_id
-    return [
-        Flag(slide_id=slide, path=str(entry.path), flag=name, message=f"{slide}: {facts[name]}", hint=_HINTS[name])
-        for name in names
-    ]
+    return Flag(slide_id=slide, path=str(entry.path), flag=name, message=f"{slide}: {fact}", hint=_HINTS[name])

@@ -238,7 +238,7 @@ class _PatchRun:
             try:
                 transform = self.stain.fit(tile)
                 normal.append(transform(tile))
-                if fallen := fallen_back(transform):
+                if fallen := fallen_back(transform.state):
                     self.fell_back.append((self.patches[row].text, fallen))
             except SlideError as error:
                 patch = self.patches[row]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -74,6 +74,11 @@ class StainPlan:
         """Whether a sample of a slide's tiles is looked at."""
         return self.normalizer.needs_fit
 
+    @property
+    def falls_back(self) -> bool:
+        """Whether a slide may be taken whose stain cannot be estimated."""
+        return isinstance(self.normalizer, TargetedNormalizer) and self.normalizer.fallback != "fail"
+
     def fit(self, sample: torch.Tensor) -> StainTransform:
         """Fit the normaliser on uint8 RGB (n, h, w, 3), or fall back; the transform's state then gives the reason.
 
@@ -85,7 +90,7 @@ class StainPlan:
         try:
             return stain.fit(sample)
         except (StainError, NoTissueError) as error:
-            if not isinstance(stain, TargetedNormalizer) or stain.fallback == "fail":
+            if not isinstance(stain, TargetedNormalizer) or not self.falls_back:
                 cure = f"{error.hint}; or let such slides pass with fallback='skip' or fallback='cohort'"
                 raise type(error)(error.message, hint=cure) from error
             if self.cohort is None:
@@ -126,9 +131,8 @@ def look_up_patches(stain: StainNormalizer, patches: Sequence[Patch], out: Path,
     return _plan(stain, partial(_cohort, patches, estimate, COHORT_PATCHES, 1, report), where, out, TileConfig())
 
 
-def fallen_back(transform: StainTransform) -> str:
-    """What was done in place of normalising, and why, as a sentence; empty where nothing was."""
-    state = transform.state
+def fallen_back(state: Mapping[str, object]) -> str:
+    """What was done in place of normalising, and why, by a transform's state; empty where nothing was."""
     if "fallback" not in state:
         return ""
     done = "not normalised" if state["fallback"] == "skip" else "normalised as the cohort is"

@@ -63,7 +63,7 @@ def tile_slides(
                     feed.close(turn)
     finally:
         account.write_failures()
-    account.record_flags(tiling.spec, entries)
+    account.record_flags(tiling.spec, entries, {})
     return account.summary()
 
 
