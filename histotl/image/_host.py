@@ -40,21 +40,26 @@ def is_host(tiles: torch.Tensor) -> bool:
     return tiles.device.type == "cpu"
 
 
-def restained(tiles: torch.Tensor, matrix: Array) -> torch.Tensor:
+def restained(tiles: torch.Tensor, matrix: Array, added: Array | None = None) -> torch.Tensor:
     """Apply a matrix to optical densities.
 
     Args:
         tiles: uint8 RGB (b, h, w, 3) on the CPU.
-        matrix: (3, 3): row r gives the new density of channel r.
+        matrix: (3, 3): row r gives the new density of channel r; or one for each tile (b, 3, 3).
+        added: Densities (b, 3) that are added afterwards; None for none.
     """
     # Level + 1 is 256 exp(-density), and cv2.transform adds a fourth column: the factor 256 costs nothing.
-    weights = np.column_stack([matrix, np.full(3, math.log(IO))]).astype(np.float32)
-    table = _minus_od()
+    offset = math.log(IO) - (np.zeros((1, 3)) if added is None else added)
+    shape = (len(tiles), 3)
+    weights = np.concatenate(
+        [np.broadcast_to(matrix, (*shape, 3)), np.broadcast_to(offset, shape)[..., None]], axis=2, dtype=np.float32
+    )
+    table, each = _minus_od(), iter(weights)
 
     def restain(tile: Pixels, out: Pixels) -> None:
         a, b = _scratch(tile.shape)
         cv2.LUT(tile, table, a)
-        cv2.transform(a, weights, b)
+        cv2.transform(a, next(each), b)
         flat_a, flat_b = _flat(a), _flat(b)
         np.clip(flat_b, 0.0, 6.0, out=flat_b)  # up to exp(6) = 403: level 255 and more
         cv2.exp(flat_b, flat_a)

@@ -15,6 +15,7 @@ import torch
 
 from histotl.core.errors import UsageError
 from histotl.core.registry import register
+from histotl.image import _host
 from histotl.image._od import Array, densities, mix
 from histotl.image._planes import Planes, map_planes
 from histotl.image._random import uniform
@@ -52,6 +53,9 @@ class HedJitter:
         scaled = stains.T[None] * (1 + self.sigma * draw[:, None, :3])
         matrix = (scaled[:, :, :, None] * unmix.T[None, None]).sum(2)
         offset = (stains.T[None] * (self.bias * draw[:, None, 3:])).sum(2)
+
+        if _host.is_host(tiles):
+            return _host.restained(tiles, matrix.double().numpy(), offset.double().numpy())
 
         def restain(planes: Planes, rows: slice) -> Planes:
             density, weights, added = densities(planes), matrix[rows], offset[rows]
