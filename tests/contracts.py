@@ -22,10 +22,10 @@ from histotl.core.registry import PLUGIN_FOLDERS, available, canonical, create, 
 # How to build what has no default: a small real case.
 ARGUMENTS: Mapping[tuple[str, str], str] = {
     ("backbone", "timm"): "timm/test_vit(weights='random')",
+    ("augment", "albumentations"): "albumentations(pipeline='RandomRotate90 + GaussNoise(p=1.0)')",
 }
 NEEDS_A_FILE = {
     ("backbone", "module"),
-    ("augment", "albumentations"),
     ("tissue", "from_geojson"),
     ("tissue", "from_mask"),
     ("tissue", "torch_mask"),

@@ -65,3 +65,26 @@ def parse_spec(text: str) -> Spec:
             cure = f"put text in quotes: {keyword.arg}='{shown}'"
             raise SpecError(f"spec {text!r}: {keyword.arg}={shown} is not a literal", hint=cure) from error
     return Spec(name, args)
+
+
+def split_spec(text: str) -> list[str]:
+    """The specs of a text in which several are joined by '+', such as ``"d4 + blur(max_sigma_px=1.0)"``.
+
+    A '+' within brackets or quotes belongs to its spec. Names with a '+' cannot be joined.
+    """
+    parts, depth, quote, escaped = [""], 0, "", False
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote and not escaped else quote
+            escaped = letter == "\\" and not escaped
+        elif letter in "'\"":
+            quote = letter
+        elif letter in "([{":
+            depth += 1
+        elif letter in ")]}":
+            depth -= 1
+        elif letter == "+" and depth <= 0:
+            parts.append("")
+            continue
+        parts[-1] += letter
+    return [part.strip() for part in parts]

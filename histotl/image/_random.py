@@ -30,6 +30,12 @@ def uniform(seeds: torch.Tensor, count: int, *, stream: int) -> torch.Tensor:
     return bits.to(torch.float32) * 2.0**-24
 
 
+def derived(seeds: torch.Tensor, number: int) -> torch.Tensor:
+    """Other seeds, int64 (b,), for the user of this number: no two users of the same seeds share theirs."""
+    # Below zero, where no stream of numbers is: seeds are never what somebody draws.
+    return _scramble(_scramble(seeds) - _signed((number + 1) * _GOLDEN))
+
+
 def _scramble(value: torch.Tensor) -> torch.Tensor:
     # int64 products wrap as unsigned ones do; only the shifts need care for the sign.
     value = (value ^ _shift(value, 30)) * _signed(_FIRST)

@@ -23,7 +23,7 @@ FLOORS = {
 FENCES = {
     "openslide": ("wsi/", "cli/doctor.py"),
     "tifffile": ("wsi/",),
-    "simplejpeg": ("wsi/",),
+    "simplejpeg": ("wsi/", "image/augment/"),
     "cv2": ("wsi/", "image/_host.py"),
     "imagecodecs": ("wsi/",),
     "albumentations": ("image/augment/",),
