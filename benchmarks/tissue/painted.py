@@ -15,7 +15,6 @@ from PIL import Image
 from skimage.draw import polygon2mask
 
 from histotl.core.registry import create
-from histotl.paint.plan import _UPTAKE
 from histotl.paint.slide import paint_slide
 from histotl.paint.stains import SITES, Site, rescaled, site_stain
 from histotl.paint.values import Artefact, PaintedSlide, SlideRecipe, Tissue
@@ -23,6 +22,9 @@ from histotl.wsi.mask import find_tissue
 from histotl.wsi.slide import open_array
 
 Mask = npt.NDArray[np.bool_]
+
+_FAT_UPTAKE = (0.1, 0.38)
+"""Of the two dyes by fat, against mucosa; as in painted cohorts."""
 
 SIZE_UM = (1500.0, 1200.0)
 MIN_AREA_UM2, MAX_HOLE_UM2 = 1000.0, 50_000.0
@@ -45,8 +47,8 @@ KINDS = {
     "pen, fold and blur": Kind(artefacts=("pen", "fold", "blur")),
     "pale, 30 % of the dye": Kind(uptake=(0.3, 0.3)),
     "pale, 15 % of the dye": Kind(uptake=(0.15, 0.15)),
-    "fat": Kind(background="adipose", uptake=_UPTAKE["adipose"]),
-    "fat, pen and fold": Kind(background="adipose", uptake=_UPTAKE["adipose"], artefacts=("pen", "fold")),
+    "fat": Kind(background="adipose", uptake=_FAT_UPTAKE),
+    "fat, pen and fold": Kind(background="adipose", uptake=_FAT_UPTAKE, artefacts=("pen", "fold")),
 }
 
 

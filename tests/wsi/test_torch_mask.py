@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import subprocess
 import sys
 import warnings
@@ -231,9 +232,28 @@ def test_exported_files_with_pickles_or_formulas_inside_are_refused(
         tmp_path / "c.pt2",
         **{"model_constants_config.json": b'{"config": {"a": {"path_name": "custom_obj_0", "use_pickle": false}}}'},
     )
-    for path in (pickles, custom):
+    legacy, other = tmp_path / "legacy.pt2", tmp_path / "other.pt2"
+    for path, member in ((legacy, "data/weights/model.pt"), (other, "models/other.json")):
+        shutil.copy(good, path)
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(f"net/{member}", b"x")
+    both = tmp_path / "both.pt2"
+    shutil.copy(pickles, both)
+    with zipfile.ZipFile(both, "a") as archive:
+        archive.writestr("net/constants.pkl", b"x")
+        archive.writestr("net/code/a.py", b"x")
+    for path in (pickles, custom, legacy, other, both):
         with pytest.raises(UsageError, match="pickles inside"):
             TorchMask(file=str(path))
+    twice = tmp_path / "twice.pt2"
+    shutil.copy(good, twice)
+    with zipfile.ZipFile(twice, "a") as archive:
+        archive.writestr("other/models/model.json", b"{}")
+    with pytest.raises(UsageError, match="holds a file twice"):
+        TorchMask(file=str(twice))
+    damaged = rewritten(good, tmp_path / "d.pt2", **{"model_weights_config.json": b"{"})
+    with pytest.raises(UsageError, match="is damaged"):
+        TorchMask(file=str(damaged))
     height = torch.export.Dim("height", min=32, max=512)
     program = torch.export.export(Pink(), (torch.rand(1, 3, 64, 64),), dynamic_shapes=({2: height},))
     torch.export.save(program, tmp_path / "dynamic.pt2")
@@ -256,6 +276,22 @@ class Trap:
 
     def __reduce__(self) -> tuple[object, ...]:
         return Path.touch, (self.path,)
+
+
+def test_an_exported_network_may_hold_constants(tmp_path: Path) -> None:
+    class Constant(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights = torch.tensor([1.0, -1.0, 0.0])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x * self.weights.view(1, 3, 1, 1)).sum(1, keepdim=True) - torch.tensor(0.1)
+
+    file = saved(Constant(), tmp_path / "constant.pt2")
+    image = picture()
+    mask = TorchMask(file=file, tile_px=64, margin_px=4, **PLAIN).segment(image, 8.0)
+    light = image.astype(np.float32) / 255
+    np.testing.assert_array_equal(mask, light[..., 0] - light[..., 1] >= np.float32(0.1))
 
 
 def test_a_damaged_file_is_named(tmp_path: Path, net_file: Callable[..., str]) -> None:

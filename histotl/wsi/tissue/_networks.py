@@ -9,9 +9,10 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +29,16 @@ _CURE = (
     "or torch.jit.script(net).save('net.pt')"
 )
 _OLDER = "of an older torch, which stored pickles"
-_SAMPLE = "data/sample_inputs/model.pt"
+_PROGRAM, _SAMPLE = "models/model.json", "data/sample_inputs/model.pt"
+_CONFIGS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
+
+_PLAIN = re.compile(r"(weight|tensor)_\d+")
+"""Members that are numbers alone."""
+
+_MEMBER = re.compile(
+    "|".join([re.escape(name) for name in (_PROGRAM, _SAMPLE, *_CONFIGS)] + [rf"data/\w+/{_PLAIN.pattern}"])
+)
+"""All that an exported network may consist of."""
 
 
 def check_network(path: Path) -> None:
@@ -39,34 +49,51 @@ def check_network(path: Path) -> None:
     """
     if not path.is_file():
         raise UsageError(f"torch_mask: {path}: no such file", hint="check the path")
-    what = ""
-    if not zipfile.is_zipfile(path):
-        what = "no network"
-    else:
+    what = "no network"
+    if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            names = {name.split("/", 1)[-1]: name for name in archive.namelist()}
-            if "models/model.json" in names:
-                what = _objection(archive, names)
-            elif "serialized_exported_program.json" in names or "serialized_state_dict.pt" in names:
-                what = _OLDER
-            elif "constants.pkl" not in names or not any(name.startswith("code/") for name in names):
-                what = "weights without the network, or a pickle" if "data.pkl" in names else "no network"
+            try:
+                what = _objection(archive)
+            except (zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError):
+                what = "damaged"
     if what:
         raise UsageError(f"torch_mask: {path} is {what}", hint=_CURE)
 
 
-def _objection(archive: zipfile.ZipFile, names: dict[str, str]) -> str:
-    """Why an exported network must not be loaded; empty when it may."""
-    if b'"expr_str"' in archive.read(names["models/model.json"]):
-        return "a network of no fixed size"
-    for kind, prefix in (("weights", "weight_"), ("constants", "tensor_")):
-        config = names.get(f"data/{kind}/model_{kind}_config.json")
-        if config is None:
+def _objection(archive: zipfile.ZipFile) -> str:
+    """Why a file must not be loaded; empty when it may."""
+    members = archive.namelist()
+    names = _names(archive)
+    if len(names) < len(members):
+        return "an archive that holds a file twice"  # torch might read the other one
+    if _PROGRAM not in names:
+        if "constants.pkl" in names and any(name.startswith("code/") for name in names):
+            return ""
+        if "serialized_exported_program.json" in names:
             return _OLDER
-        for entry in json.loads(archive.read(config))["config"].values():
-            if entry["use_pickle"] is not False or not entry["path_name"].startswith(prefix):
-                return "a network with pickles inside"
-    return "" if _SAMPLE in names else "a network of which parts are missing"
+        return "weights without the network, or a pickle" if "data.pkl" in names else "no network"
+    if any(name.startswith(("data/", "models/")) and not _MEMBER.fullmatch(name) for name in names):
+        return "a network with pickles inside"
+    for config in _CONFIGS:
+        entries = json.loads(archive.read(names[config]))["config"].values()
+        if any(entry["use_pickle"] is not False or not _PLAIN.fullmatch(entry["path_name"]) for entry in entries):
+            return "a network with pickles inside"
+    sizes = json.loads(archive.read(names[_PROGRAM]))
+    return "a network of no fixed size" if "expr_str" in set(_keys(sizes)) else ""
+
+
+def _names(archive: zipfile.ZipFile) -> dict[str, str]:
+    """Members without the folder that all lie in -> their full names."""
+    return {name.split("/", 1)[-1]: name for name in archive.namelist()}
+
+
+def _keys(tree: object) -> Iterator[str]:
+    """All keys of a JSON document."""
+    if isinstance(tree, dict):
+        yield from tree
+    if isinstance(tree, dict | list):
+        for value in tree.values() if isinstance(tree, dict) else tree:
+            yield from _keys(value)
 
 
 @lru_cache(maxsize=1)
@@ -90,16 +117,15 @@ def load_network(file: str, digest: str, device: str) -> Network:
 
 def _is_exported(path: Path) -> bool:
     with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/models/model.json") for name in archive.namelist())
+        return _PROGRAM in _names(archive)
 
 
 def _exported(path: Path, device: str) -> Network:
     import torch
 
     with zipfile.ZipFile(path) as archive:
-        sample = next(name for name in archive.namelist() if name.endswith(_SAMPLE))
         # torch falls back to unpickling whatever is there when this fails, so it must not fail there.
-        torch.load(io.BytesIO(archive.read(sample)), weights_only=True)
+        torch.load(io.BytesIO(archive.read(_names(archive)[_SAMPLE])), weights_only=True)
     return torch.export.load(path).module().to(device)
 
 
