@@ -14,7 +14,7 @@ import torch
 
 from histotl.core.errors import CorruptFileError, IdentityError, StoreError, UsageError
 from histotl.core.values import BackboneCard, FeatureIdentity
-from histotl.store.embeddings import Embeddings, open_embeddings
+from histotl.store.embeddings import Embeddings, ViewSpec, open_embeddings
 from histotl.store.layout import find_features
 
 Indices = npt.NDArray[np.int64]
@@ -48,9 +48,10 @@ class Rows(Protocol):
 
     n: int
     dim: int
+    n_views: int
 
-    def read(self, rows: Indices) -> npt.NDArray[np.float32]:
-        """Rows float32 (b, D); all finite."""
+    def read(self, rows: Indices, views: Indices | None = None) -> npt.NDArray[np.float32]:
+        """Rows float32 (b, D), all finite; of the augmented view that ``views``, int64 (b,), names, -1 for none."""
 
     def coords(self, rows: Indices) -> Indices | None:
         """int64 (b, 2) level-0 corners of rows, None where there are none."""
@@ -64,12 +65,16 @@ class ArrayRows:
         coords_l0: int64 (n, 2), or None.
     """
 
+    n_views = 0
+
     def __init__(self, features: npt.NDArray[np.floating], coords_l0: Indices | None = None) -> None:
         self.n, self.dim = features.shape
         self._features, self._coords = features, coords_l0
 
-    def read(self, rows: Indices) -> npt.NDArray[np.float32]:
-        """See :class:`Rows`."""
+    def read(self, rows: Indices, views: Indices | None = None) -> npt.NDArray[np.float32]:
+        """See :class:`Rows`; an array has no views."""
+        if views is not None and (views >= 0).any():
+            raise StoreError("an array in memory has no augmented views", hint="give files made with --views")
         return check_finite(self._features[rows].astype(np.float32), "the array")
 
     def coords(self, rows: Indices) -> Indices | None:
@@ -82,28 +87,41 @@ class FileRows:
 
     Args:
         files: The files, checked to be of one identity.
+        n_views: Augmented views that each of them has.
     """
 
-    def __init__(self, files: Sequence[Embeddings]) -> None:
+    def __init__(self, files: Sequence[Embeddings], n_views: int = 0) -> None:
         self.paths = [file.path for file in files]
         self.starts = np.cumsum([0, *(file.n for file in files)]).astype(np.int64)
         self.n, self.dim = int(self.starts[-1]), files[0].dim
         self._dtype = np.result_type(*{file.dtype for file in files})
         self._open: OrderedDict[int, Embeddings] = OrderedDict()
         self._resident: npt.NDArray[np.floating] | None = None
-        self._fits = self.n * self.dim * self._dtype.itemsize <= RESIDENT_BYTES
+        size = self.n * self.dim * self._dtype.itemsize
+        self._fits, self._views_fit = size <= RESIDENT_BYTES, size * (1 + n_views) <= RESIDENT_BYTES
+        self.n_views, self._resident_views = n_views, dict[int, npt.NDArray[np.floating]]()
 
-    def read(self, rows: Indices) -> npt.NDArray[np.float32]:
+    def read(self, rows: Indices, views: Indices | None = None) -> npt.NDArray[np.float32]:
         """See :class:`Rows`.
 
         Raises:
             CorruptFileError: A value is NaN or infinite, or a file is damaged.
         """
-        if self._fits:
-            return self._all()[rows].astype(np.float32)
+        if views is None:
+            return self._read(rows, None)
+        out = np.empty((len(rows), self.dim), dtype=np.float32)
+        for number in np.unique(views).tolist():
+            chosen = np.flatnonzero(views == number)
+            out[chosen] = self._read(rows[chosen], number if number >= 0 else None)
+        return out
+
+    def _read(self, rows: Indices, view: int | None) -> npt.NDArray[np.float32]:
+        """Rows of one view, or plain."""
+        if self._fits if view is None else self._views_fit:
+            return self._all(view)[rows].astype(np.float32)
         out = np.empty((len(rows), self.dim), dtype=np.float32)
         for place, file, local in self._parts(rows):
-            out[place] = check_finite(self._file(file).read(local), str(self.paths[file]))
+            out[place] = check_finite(self._file(file).read(local, view=view), str(self.paths[file]))
         return out
 
     def coords(self, rows: Indices) -> Indices | None:
@@ -116,14 +134,19 @@ class FileRows:
             out[place] = found[local]
         return out
 
-    def _all(self) -> npt.NDArray[np.floating]:
-        if self._resident is None:
-            everything = np.empty((self.n, self.dim), dtype=self._dtype)
-            for file, start in enumerate(self.starts[:-1]):
-                part = self._file(file).read(dtype=self._dtype)
-                everything[start : start + len(part)] = check_finite(part, str(self.paths[file]))
+    def _all(self, view: int | None) -> npt.NDArray[np.floating]:
+        found = self._resident if view is None else self._resident_views.get(view)
+        if found is not None:
+            return found
+        everything = np.empty((self.n, self.dim), dtype=self._dtype)
+        for file, start in enumerate(self.starts[:-1]):
+            part = self._file(file).read(dtype=self._dtype, view=view)
+            everything[start : start + len(part)] = check_finite(part, str(self.paths[file]))
+        if view is None:
             self._resident = everything
-        return self._resident
+        else:
+            self._resident_views[view] = everything
+        return everything
 
     def _parts(self, rows: Indices) -> Iterator[tuple[Indices, int, Indices]]:
         """For each file that the rows touch: places in ``rows``, the file's number, row numbers within it."""
@@ -199,13 +222,23 @@ class Bags:
         kept = self.thinned(max_tiles, seed)
         return Bags.singles(self.source, kept.rows), np.repeat(np.arange(len(self)), kept.sizes).astype(np.int64)
 
-    def gather(self, bags: Indices, *, max_tiles: int = 0, rng: np.random.Generator | None = None) -> Packed:
+    def gather(
+        self,
+        bags: Indices,
+        *,
+        max_tiles: int = 0,
+        rng: np.random.Generator | None = None,
+        mixed: bool = False,
+        view: int | None = None,
+    ) -> Packed:
         """Read bags.
 
         Args:
             bags: int64 (b,): which, in this order.
             max_tiles: Most tiles of one bag, the rest left out at random; 0 for all.
-            rng: For ``max_tiles``.
+            rng: For ``max_tiles`` and ``mixed``.
+            mixed: Every tile is plain, or one of its augmented views, all equally likely.
+            view: The augmented view that all tiles are of.
         """
         if max_tiles and rng is not None:
             groups = [_thin(self.rows_of(int(bag)), max_tiles, rng) for bag in bags]
@@ -213,8 +246,11 @@ class Bags:
             groups = [self.rows_of(int(bag)) for bag in bags]
         rows = np.concatenate(groups)
         coords = self.source.coords(rows)
+        views = None if view is None else np.full(len(rows), view, dtype=np.int64)
+        if mixed and rng is not None:
+            views = rng.integers(-1, self.source.n_views, size=len(rows))
         return Packed(
-            x=torch.from_numpy(self.source.read(rows)),
+            x=torch.from_numpy(self.source.read(rows, views)),
             offsets=torch.from_numpy(np.cumsum([0, *map(len, groups)]).astype(np.int64)),
             coords=None if coords is None else torch.from_numpy(coords),
         )
@@ -241,6 +277,7 @@ class BagStore:
         identity: What they were made by; None in files of other tools.
         card: The backbone; None in files of other tools.
         digests: Id of slide or patch set -> digest of its file.
+        views: The augmented views that were asked for.
     """
 
     source: FileRows
@@ -250,6 +287,7 @@ class BagStore:
     identity: FeatureIdentity | None
     card: BackboneCard | None
     digests: dict[str, str]
+    views: ViewSpec | None = None
 
     @property
     def dim(self) -> int:
@@ -262,17 +300,24 @@ class BagStore:
         return "slide_id" if self.kind == "slides" else "path"
 
     @classmethod
-    def open(cls, features: Path | str, *, backbone: str = "") -> BagStore:
+    def open(cls, features: Path | str, *, backbone: str = "", views: bool = False) -> BagStore:
         """Open every embeddings file of a folder, or one file.
+
+        Args:
+            features: The folder or file.
+            backbone: Which, when there are several.
+            views: Augmented views are wanted too.
 
         Raises:
             StoreError: There are none, one has no row, or an id comes twice.
             CorruptFileError: A file is damaged.
-            IdentityError: Files differ in backbone, tiling, stain or number format.
-            UsageError: Slides and patch sets are mixed, or several backbones are there and none is chosen.
+            IdentityError: Files differ in backbone, tiling, stain or number format, or in the views wanted.
+            UsageError: There are no views, though they are wanted; slides and patch sets are mixed, or several
+                backbones are there and none is chosen.
         """
         files = [open_embeddings(path) for path in find_features(Path(features), backbone=backbone or None)]
         _check_same(files)
+        spec = _common_views(files) if views else None
         items = [file.items for file in files]
         if any(items) and not all(items):
             slide = next(file for file, names in zip(files, items, strict=True) if not names)
@@ -284,7 +329,7 @@ class BagStore:
             raise StoreError(
                 f"{features}: two rows of features are called {twice!r}", hint="name one file, or remove one"
             )
-        source = FileRows(files)
+        source = FileRows(files, 0 if spec is None else spec.count)
         starts = np.arange(source.n + 1, dtype=np.int64) if kind == "patches" else source.starts
         return cls(
             source=source,
@@ -294,6 +339,7 @@ class BagStore:
             identity=files[0].identity,
             card=files[0].card,
             digests={file.slide_id: file.digest for file in files},
+            views=spec,
         )
 
     def bags(self, groups: Sequence[Sequence[int]]) -> Bags:
@@ -330,6 +376,24 @@ def _check_same(files: Sequence[Embeddings]) -> None:
             raise IdentityError(
                 f"{file.path.name} is {file.dim} wide, {first.path.name} {first.dim}", hint="embed again"
             )
+
+
+def _common_views(files: Sequence[Embeddings]) -> ViewSpec:
+    """The augmented views that all files have.
+
+    Raises:
+        UsageError: None has any.
+        IdentityError: Not all have the same.
+    """
+    first = files[0]
+    for file in files:
+        if file.view_spec != first.view_spec:
+            fact = f"{first.path.name} and {file.path.name} differ in views: {first.view_spec} != {file.view_spec}"
+            raise IdentityError(fact, hint="embed all of them with the same --views, --augment and --seed")
+    if first.view_spec is None:
+        fact = f"the features in {first.path.parent} have no augmented views"
+        raise UsageError(fact, hint="run histotl embed with --views 4 --augment 'd4 + hed_jitter', or do without")
+    return first.view_spec
 
 
 def _thin(rows: Indices, most: int, rng: np.random.Generator) -> Indices:
