@@ -12,9 +12,10 @@ import torch
 
 from histotl.core.provenance import Provenance
 from histotl.core.values import BackboneCard, FeatureIdentity, Level, SlideInfo, TileGrid, TileSpec
-from histotl.learn.bags import ArrayRows, Bags
+from histotl.learn.bags import Bags
 from histotl.learn.config import TrainConfig
 from histotl.learn.fit import Labelled
+from histotl.learn.rows import ArrayRows
 from histotl.store.embeddings import EmbeddingsMeta, EmbeddingsWriter, ViewSpec
 
 DIM = 16
