@@ -11,11 +11,12 @@ from benchmarks.speed.harness import Case, Figure, case
 from benchmarks.speed.inputs import Inputs
 from histotl.evaluate.intervals import Estimate, Resamples, estimate
 from histotl.evaluate.metrics import balanced_accuracy
-from histotl.learn.bags import ArrayRows, Bags
+from histotl.learn.bags import Bags
 from histotl.learn.config import TrainConfig
 from histotl.learn.fit import Labelled, fit
 from histotl.learn.network import Architecture, Network
 from histotl.learn.objective import Objective
+from histotl.learn.rows import ArrayRows
 from histotl.learn.task import Task
 
 CLASSES = 6

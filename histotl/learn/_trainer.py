@@ -33,11 +33,13 @@ class Data:
         targets: float32 (B, t) on the training device.
         pooled: float32 (B, d) bag vectors, when pooling has no parameters.
         bags: The bags otherwise.
+        mixed: Tiles of the bags are drawn from their augmented views too.
     """
 
     targets: torch.Tensor
     pooled: torch.Tensor | None = None
     bags: Bags | None = None
+    mixed: bool = False
 
     def vectors(self) -> torch.Tensor:
         """The pooled vectors."""
@@ -48,7 +50,9 @@ class Data:
     def batch_size(self, config: TrainConfig) -> int:
         """Bags in one step: as asked, else 16 bags, or an eighth of the rows within 16 and 128."""
         n = len(self.targets)
-        auto = 16 if self.pooled is None else min(128, max(16, n // 8))
+        # Views of single rows cannot be pooled before, but are as small as pooled ones.
+        are_rows = self.pooled is not None or (self.mixed and self.bags is not None and len(self.bags.rows) == n)
+        auto = min(128, max(16, n // 8)) if are_rows else 16
         return min(n, config.batch_size or auto)
 
     def steps(self, config: TrainConfig) -> int:
@@ -69,7 +73,8 @@ class Data:
             return network.answer(self.pooled[torch.from_numpy(rows).to(self.pooled.device)])
         if self.bags is None:
             raise ValueError("neither vectors nor bags")
-        packed, device = self.bags.gather(rows, max_tiles=max_tiles, rng=rng), self.targets.device
+        packed = self.bags.gather(rows, max_tiles=max_tiles, rng=rng, mixed=self.mixed)
+        device = self.targets.device
         coords = None if packed.coords is None else packed.coords.to(device)
         return network(packed.x.to(device), packed.offsets, coords).tasks  # type: ignore[no-any-return]
 

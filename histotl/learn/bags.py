@@ -1,31 +1,22 @@
-"""Feature rows on disk or in memory, gathered into packed bags. Nothing is padded, nothing is loaded twice."""
+"""Feature rows gathered into packed bags. Nothing is padded, nothing is loaded twice."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from histotl.core.errors import CorruptFileError, IdentityError, StoreError, UsageError
+from histotl.core.errors import IdentityError, StoreError, UsageError
 from histotl.core.values import BackboneCard, FeatureIdentity
-from histotl.store.embeddings import Embeddings, open_embeddings
+from histotl.learn.rows import FileRows, Indices, Rows
+from histotl.store.embeddings import Embeddings, ViewSpec, open_embeddings
 from histotl.store.layout import find_features
 
-Indices = npt.NDArray[np.int64]
 Kind = Literal["slides", "patches"]
-F = TypeVar("F", bound=np.floating)
-
-RESIDENT_BYTES = 2 << 30
-"""A feature set up to this size is read once and kept in memory; larger ones are read in slices from their files."""
-
-OPEN_FILES = 128
-"""Feature files held open at a time, well below the usual limit of a process."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,106 +32,6 @@ class Packed:
     x: torch.Tensor
     offsets: torch.Tensor
     coords: torch.Tensor | None = None
-
-
-class Rows(Protocol):
-    """Feature rows by number."""
-
-    n: int
-    dim: int
-
-    def read(self, rows: Indices) -> npt.NDArray[np.float32]:
-        """Rows float32 (b, D); all finite."""
-
-    def coords(self, rows: Indices) -> Indices | None:
-        """int64 (b, 2) level-0 corners of rows, None where there are none."""
-
-
-class ArrayRows:
-    """Rows of an array in memory.
-
-    Args:
-        features: float (n, D).
-        coords_l0: int64 (n, 2), or None.
-    """
-
-    def __init__(self, features: npt.NDArray[np.floating], coords_l0: Indices | None = None) -> None:
-        self.n, self.dim = features.shape
-        self._features, self._coords = features, coords_l0
-
-    def read(self, rows: Indices) -> npt.NDArray[np.float32]:
-        """See :class:`Rows`."""
-        return check_finite(self._features[rows].astype(np.float32), "the array")
-
-    def coords(self, rows: Indices) -> Indices | None:
-        """See :class:`Rows`."""
-        return None if self._coords is None else self._coords[rows]
-
-
-class FileRows:
-    """Rows of embeddings files, one after the other.
-
-    Args:
-        files: The files, checked to be of one identity.
-    """
-
-    def __init__(self, files: Sequence[Embeddings]) -> None:
-        self.paths = [file.path for file in files]
-        self.starts = np.cumsum([0, *(file.n for file in files)]).astype(np.int64)
-        self.n, self.dim = int(self.starts[-1]), files[0].dim
-        self._dtype = np.result_type(*{file.dtype for file in files})
-        self._open: OrderedDict[int, Embeddings] = OrderedDict()
-        self._resident: npt.NDArray[np.floating] | None = None
-        self._fits = self.n * self.dim * self._dtype.itemsize <= RESIDENT_BYTES
-
-    def read(self, rows: Indices) -> npt.NDArray[np.float32]:
-        """See :class:`Rows`.
-
-        Raises:
-            CorruptFileError: A value is NaN or infinite, or a file is damaged.
-        """
-        if self._fits:
-            return self._all()[rows].astype(np.float32)
-        out = np.empty((len(rows), self.dim), dtype=np.float32)
-        for place, file, local in self._parts(rows):
-            out[place] = check_finite(self._file(file).read(local), str(self.paths[file]))
-        return out
-
-    def coords(self, rows: Indices) -> Indices | None:
-        """See :class:`Rows`."""
-        out = np.empty((len(rows), 2), dtype=np.int64)
-        for place, file, local in self._parts(rows):
-            found = self._file(file).coords_l0
-            if found is None:
-                return None
-            out[place] = found[local]
-        return out
-
-    def _all(self) -> npt.NDArray[np.floating]:
-        if self._resident is None:
-            everything = np.empty((self.n, self.dim), dtype=self._dtype)
-            for file, start in enumerate(self.starts[:-1]):
-                part = self._file(file).read(dtype=self._dtype)
-                everything[start : start + len(part)] = check_finite(part, str(self.paths[file]))
-            self._resident = everything
-        return self._resident
-
-    def _parts(self, rows: Indices) -> Iterator[tuple[Indices, int, Indices]]:
-        """For each file that the rows touch: places in ``rows``, the file's number, row numbers within it."""
-        files = np.searchsorted(self.starts, rows, side="right") - 1
-        order = np.argsort(files, kind="stable").astype(np.int64)
-        for place in np.split(order, np.flatnonzero(np.diff(files[order])) + 1):
-            if len(place):
-                file = int(files[place[0]])
-                yield place, file, rows[place] - self.starts[file]
-
-    def _file(self, number: int) -> Embeddings:
-        if number not in self._open:
-            self._open[number] = open_embeddings(self.paths[number])
-            if len(self._open) > OPEN_FILES:
-                self._open.popitem(last=False)[1].close()
-        self._open.move_to_end(number)
-        return self._open[number]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -199,13 +90,23 @@ class Bags:
         kept = self.thinned(max_tiles, seed)
         return Bags.singles(self.source, kept.rows), np.repeat(np.arange(len(self)), kept.sizes).astype(np.int64)
 
-    def gather(self, bags: Indices, *, max_tiles: int = 0, rng: np.random.Generator | None = None) -> Packed:
+    def gather(
+        self,
+        bags: Indices,
+        *,
+        max_tiles: int = 0,
+        rng: np.random.Generator | None = None,
+        mixed: bool = False,
+        view: int | None = None,
+    ) -> Packed:
         """Read bags.
 
         Args:
             bags: int64 (b,): which, in this order.
             max_tiles: Most tiles of one bag, the rest left out at random; 0 for all.
-            rng: For ``max_tiles``.
+            rng: For ``max_tiles`` and ``mixed``.
+            mixed: Every tile is plain, or one of its augmented views, all equally likely.
+            view: The augmented view that all tiles are of.
         """
         if max_tiles and rng is not None:
             groups = [_thin(self.rows_of(int(bag)), max_tiles, rng) for bag in bags]
@@ -213,8 +114,11 @@ class Bags:
             groups = [self.rows_of(int(bag)) for bag in bags]
         rows = np.concatenate(groups)
         coords = self.source.coords(rows)
+        views = None if view is None else np.full(len(rows), view, dtype=np.int64)
+        if mixed and rng is not None:
+            views = rng.integers(-1, self.source.n_views, size=len(rows))
         return Packed(
-            x=torch.from_numpy(self.source.read(rows)),
+            x=torch.from_numpy(self.source.read(rows, views)),
             offsets=torch.from_numpy(np.cumsum([0, *map(len, groups)]).astype(np.int64)),
             coords=None if coords is None else torch.from_numpy(coords),
         )
@@ -241,6 +145,7 @@ class BagStore:
         identity: What they were made by; None in files of other tools.
         card: The backbone; None in files of other tools.
         digests: Id of slide or patch set -> digest of its file.
+        views: The augmented views that were asked for.
     """
 
     source: FileRows
@@ -250,6 +155,7 @@ class BagStore:
     identity: FeatureIdentity | None
     card: BackboneCard | None
     digests: dict[str, str]
+    views: ViewSpec | None = None
 
     @property
     def dim(self) -> int:
@@ -262,17 +168,24 @@ class BagStore:
         return "slide_id" if self.kind == "slides" else "path"
 
     @classmethod
-    def open(cls, features: Path | str, *, backbone: str = "") -> BagStore:
+    def open(cls, features: Path | str, *, backbone: str = "", views: bool = False) -> BagStore:
         """Open every embeddings file of a folder, or one file.
+
+        Args:
+            features: The folder or file.
+            backbone: Which, when there are several.
+            views: Augmented views are wanted too.
 
         Raises:
             StoreError: There are none, one has no row, or an id comes twice.
             CorruptFileError: A file is damaged.
-            IdentityError: Files differ in backbone, tiling, stain or number format.
-            UsageError: Slides and patch sets are mixed, or several backbones are there and none is chosen.
+            IdentityError: Files differ in backbone, tiling, stain or number format, or in the views wanted.
+            UsageError: There are no views, though they are wanted; slides and patch sets are mixed, or several
+                backbones are there and none is chosen.
         """
         files = [open_embeddings(path) for path in find_features(Path(features), backbone=backbone or None)]
         _check_same(files)
+        spec = _common_views(files) if views else None
         items = [file.items for file in files]
         if any(items) and not all(items):
             slide = next(file for file, names in zip(files, items, strict=True) if not names)
@@ -284,7 +197,7 @@ class BagStore:
             raise StoreError(
                 f"{features}: two rows of features are called {twice!r}", hint="name one file, or remove one"
             )
-        source = FileRows(files)
+        source = FileRows(files, 0 if spec is None else spec.count)
         starts = np.arange(source.n + 1, dtype=np.int64) if kind == "patches" else source.starts
         return cls(
             source=source,
@@ -294,24 +207,13 @@ class BagStore:
             identity=files[0].identity,
             card=files[0].card,
             digests={file.slide_id: file.digest for file in files},
+            views=spec,
         )
 
     def bags(self, groups: Sequence[Sequence[int]]) -> Bags:
         """Bags that join the rows of the given ids (by place in :attr:`ids`)."""
         spans = [[np.arange(self.starts[i], self.starts[i + 1]) for i in group] for group in groups]
         return Bags.of(self.source, [np.concatenate(span).astype(np.int64) for span in spans])
-
-
-def check_finite(rows: npt.NDArray[F], where: str) -> npt.NDArray[F]:
-    """The rows, if all are finite.
-
-    Raises:
-        CorruptFileError: Some are NaN or infinite.
-    """
-    bad = int((~np.isfinite(rows).all(axis=1)).sum())
-    if bad:
-        raise CorruptFileError(f"{where}: {bad} of {len(rows)} rows read are NaN or infinite", hint="embed it again")
-    return rows
 
 
 def _check_same(files: Sequence[Embeddings]) -> None:
@@ -330,6 +232,24 @@ def _check_same(files: Sequence[Embeddings]) -> None:
             raise IdentityError(
                 f"{file.path.name} is {file.dim} wide, {first.path.name} {first.dim}", hint="embed again"
             )
+
+
+def _common_views(files: Sequence[Embeddings]) -> ViewSpec:
+    """The augmented views that all files have.
+
+    Raises:
+        UsageError: None has any.
+        IdentityError: Not all have the same.
+    """
+    first = files[0]
+    for file in files:
+        if file.view_spec != first.view_spec:
+            fact = f"{first.path.name} and {file.path.name} differ in views: {first.view_spec} != {file.view_spec}"
+            raise IdentityError(fact, hint="embed all of them with the same --views, --augment and --seed")
+    if first.view_spec is None:
+        fact = f"the features in {first.path.parent} have no augmented views"
+        raise UsageError(fact, hint="run histotl embed with --views 4 --augment 'd4 + hed_jitter', or do without")
+    return first.view_spec
 
 
 def _thin(rows: Indices, most: int, rng: np.random.Generator) -> Indices:

@@ -66,6 +66,9 @@ class TrainConfig:
     """Rows (tile level) or slides (slide level) in one step; 0: 128 rows, 16 slides."""
     max_tiles: int = 512
     """Most tiles of one slide in one training step, drawn anew each step; prediction always uses all."""
+    views: bool = False
+    """Learn from augmented views too: in every step each tile is plain or one of its views, drawn anew by --seed.
+    Needs features made with `histotl embed --views`. Validation and gate use plain features."""
     ema: float = 0.99
     """Decay of the running average of the weights, which is what is kept."""
     members: int = 3
@@ -123,6 +126,9 @@ class PredictConfig:
     everything that has features."""
     splits: tuple[str, ...] = ()
     """Predict only rows whose split in the table is one of these, such as 'test'."""
+    tta: bool = False
+    """Answer with the mean over plain features and all augmented views; needs features made with --views. The gate
+    looks at plain features alone."""
     tile_scores: bool = True
     """Write attention and OOD score of every tile, one file a slide."""
     batch_tiles: int = 16384

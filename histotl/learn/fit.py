@@ -116,6 +116,9 @@ def fit(
     data, check = _prepare(first, train, objective, device), _prepare(first, val, objective, device)
     if first.pools_first and aggregator:
         _set_bag_scale(first, data)
+    if config.views:
+        # Which view a tile shows changes at every step, so nothing can be pooled once.
+        data = Data(targets=data.targets, bags=train.bags, mixed=True)
     runs = _Runs(first, architecture, objective, data, check, config, report)
     tried = {rate: runs.run(0, rate) for rate in config.learning_rates}
     best = min(tried, key=lambda rate: tried[rate])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from histotl.learn.predictions import (
 from histotl.learn.reading import column, read_table, with_ids
 from histotl.learn.scores import decide, entropy
 from histotl.learn.train import SPLITS_NAME
+from histotl.store.embeddings import ViewSpec
 from histotl.store.tile_scores import write_tile_scores
 
 Columns = dict[str, npt.NDArray[np.generic]]
@@ -71,14 +73,16 @@ def predict(
         The predictions folder.
 
     Raises:
-        IdentityError: Features of another identity than the training's.
+        IdentityError: Features of another identity than the training's, or with several kinds of views.
+            Views count only where they are wanted.
+        UsageError: Views are wanted, and the features have none.
         StoreError: Features or model missing or damaged.
         TableError: The table does not fit.
     """
     config, model_folder, out = config or PredictConfig(), Path(model), Path(out)
     check_folder(out)
     loaded = load_model(model_folder).to(choose_device(config.device))
-    store = BagStore.open(features, backbone=config.backbone)
+    store = BagStore.open(features, backbone=config.backbone, views=config.tta)
     if store.kind != loaded.kind:
         raise IdentityError(
             f"the model was trained on {loaded.kind}, these are {store.kind}", hint=f"give features of {loaded.kind}"
@@ -93,14 +97,19 @@ def predict(
     for rows in chosen.bags.chunks(config.batch_tiles):
         packed = chosen.bags.gather(rows)
         ids = chosen.ids[done : done + len(rows)]
-        parts.append(_block(loaded, packed, ids, tiles))
+        views = (chosen.bags.gather(rows, view=view) for view in range(store.source.n_views))
+        parts.append(_block(loaded, packed, views, ids, tiles))
         done += len(rows)
         report(Step(stage="predict", done=done, total=len(chosen.ids), item=ids[-1]))
     frame = pd.DataFrame({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
     frame.insert(0, loaded.id_column, list(chosen.ids))
     frame["model_split"] = _splits_of(model_folder, loaded.id_column, chosen.ids)
     write_predictions(
-        out, frame, tasks=loaded.tasks, id_column=loaded.id_column, meta=_meta(loaded, model_folder, features, config)
+        out,
+        frame,
+        tasks=loaded.tasks,
+        id_column=loaded.id_column,
+        meta=_meta(loaded, model_folder, features, config, store.views),
     )
     return out
 
@@ -152,10 +161,10 @@ def _tell(report: Report, chosen: Chosen) -> None:
         report(Step(stage="predict", message=f"{n} rows of the table have no features and get no answer: {shown}"))
 
 
-def _block(model: Model, packed: Packed, ids: tuple[str, ...], tiles: Path | None) -> Columns:
-    """Columns for some cases; their tile scores are written on the way."""
+def _block(model: Model, packed: Packed, views: Iterable[Packed], ids: tuple[str, ...], tiles: Path | None) -> Columns:
+    """Columns for some cases, the mean over plain features and views; tile scores are written on the way."""
     offsets = packed.offsets.numpy()
-    answers = model.answer(packed)
+    answers = _mean_answers(model.answer(each) for each in chain((packed,), views))
     slides = answers
     if model.level == "tile" and model.kind == "slides":
         tasks, plain = (_slide_means(found, offsets) for found in (answers.tasks, answers.uncalibrated))
@@ -173,6 +182,28 @@ def _block(model: Model, packed: Packed, ids: tuple[str, ...], tiles: Path | Non
     if tiles is not None and packed.coords is not None:
         _write_tiles(model, packed, ids, tiles, answers, gate)
     return columns
+
+
+def _mean_answers(all_of_them: Iterable[Answers]) -> Answers:
+    """The mean of answers for the same bags, one taken after the other; of one, its very bits."""
+    total, count = None, 0
+    for answers in all_of_them:
+        total, count = answers if total is None else _added(total, answers), count + 1
+    if total is None:
+        raise ValueError("no answers")
+    if count == 1:
+        return total
+    tasks, plain = (
+        {name: values / count for name, values in sums.items()} for sums in (total.tasks, total.uncalibrated)
+    )
+    return Answers(tasks=tasks, uncalibrated=plain, weights=None if total.weights is None else total.weights / count)
+
+
+def _added(one: Answers, other: Answers) -> Answers:
+    weights = None if one.weights is None or other.weights is None else one.weights + other.weights
+    tasks = {name: values + other.tasks[name] for name, values in one.tasks.items()}
+    plain = {name: values + other.uncalibrated[name] for name, values in one.uncalibrated.items()}
+    return Answers(tasks=tasks, uncalibrated=plain, weights=weights)
 
 
 def _slide_means(
@@ -242,7 +273,9 @@ def _setting(model: Model, name: str) -> object:
     return config.get(name) if isinstance(config, dict) else None
 
 
-def _meta(model: Model, folder: Path, features: Path | str, config: PredictConfig) -> dict[str, object]:
+def _meta(
+    model: Model, folder: Path, features: Path | str, config: PredictConfig, views: ViewSpec | None
+) -> dict[str, object]:
     digest = file_digest(folder / WEIGHTS_NAME, whole=True)
     provenance = Provenance.now(specs={"predict": asdict(config)}, inputs={"model": digest})
     return {
@@ -255,6 +288,7 @@ def _meta(model: Model, folder: Path, features: Path | str, config: PredictConfi
         "table_id_column": "" if model.bag else str(_setting(model, "id_column") or ""),
         "features": str(features),
         "backbone": config.backbone,
+        "tta": None if views is None else asdict(views),
         "aggregator": model.architecture.aggregator,
         "alpha": None if model.gate is None else model.gate.alpha,
         "provenance": asdict(provenance),

@@ -85,7 +85,7 @@ def train(
     Raises:
         TableError: The table, or its labels, cannot be used.
         LeakageError: A patient stands in two splits.
-        IdentityError: Feature files of several kinds.
+        IdentityError: Feature files of several kinds, or with several kinds of views where they are wanted.
         StoreError: Features missing or damaged.
     """
     config, began, out = config or TrainConfig(), time.monotonic(), Path(out)
@@ -142,7 +142,7 @@ def _prepare(
     checked = check_names(tasks, reserved=config.bag)
     check_plugins(config)
     choose_device(config.device)
-    store = BagStore.open(features, backbone=config.backbone)
+    store = BagStore.open(features, backbone=config.backbone, views=config.views)
     level = pick_level(config, store)
     return store, level, build_cohort(table, store, checked, config)
 
@@ -226,6 +226,7 @@ def _model(
             "label_counts": label_counts(cohort.cases),
             "priors": priors,
             "notes": cohort.notes,
+            "views": None if store.views is None else asdict(store.views),
             "card": None if store.card is None else asdict(store.card),
             "provenance": asdict(provenance),
         },

@@ -12,10 +12,11 @@ import torch
 
 from histotl.core.provenance import Provenance
 from histotl.core.values import BackboneCard, FeatureIdentity, Level, SlideInfo, TileGrid, TileSpec
-from histotl.learn.bags import ArrayRows, Bags
+from histotl.learn.bags import Bags
 from histotl.learn.config import TrainConfig
 from histotl.learn.fit import Labelled
-from histotl.store.embeddings import EmbeddingsMeta, EmbeddingsWriter
+from histotl.learn.rows import ArrayRows
+from histotl.store.embeddings import EmbeddingsMeta, EmbeddingsWriter, ViewSpec
 
 DIM = 16
 
@@ -55,16 +56,38 @@ def _identity(stain: str, tiles: TileSpec | None, name: str) -> FeatureIdentity:
     return FeatureIdentity.of(card(name), tiles, stain=stain, compute="fp32", dtype="fp32")
 
 
+def _extras(views: np.ndarray | None, seed: int = 0) -> tuple[ViewSpec, ...]:
+    return () if views is None else (ViewSpec(augment="d4", count=len(views), seed=seed),)
+
+
+def _put_views(writer: EmbeddingsWriter, views: np.ndarray | None) -> None:
+    for number, view in enumerate(() if views is None else views):
+        writer.put_view(number, np.arange(len(view)), view.astype(np.float32))
+
+
 @pytest.fixture
 def write_patches() -> Callable[..., Path]:
     """Writes a patch set; returns its file."""
 
-    def write(path: Path, items: list[str], x: np.ndarray, *, stain: str = "none", name: str = "scattering") -> Path:
+    def write(
+        path: Path,
+        items: list[str],
+        x: np.ndarray,
+        *,
+        stain: str = "none",
+        name: str = "scattering",
+        views: np.ndarray | None = None,
+    ) -> Path:
         meta = EmbeddingsMeta(
-            identity=_identity(stain, None, name), card=card(name), provenance=Provenance.now(), items=tuple(items)
+            identity=_identity(stain, None, name),
+            card=card(name),
+            provenance=Provenance.now(),
+            items=tuple(items),
+            extras=_extras(views),
         )
         with EmbeddingsWriter(path, n=len(x), dim=x.shape[1], dtype="fp32", meta=meta) as writer:
             writer.put(np.arange(len(x)), x.astype(np.float32))
+            _put_views(writer, views)
             writer.seal()
         return path
 
@@ -75,7 +98,16 @@ def write_patches() -> Callable[..., Path]:
 def write_slide() -> Callable[..., Path]:
     """Writes one slide's features; returns its file."""
 
-    def write(folder: Path, slide_id: str, x: np.ndarray, *, stain: str = "none", name: str = "scattering") -> Path:
+    def write(
+        folder: Path,
+        slide_id: str,
+        x: np.ndarray,
+        *,
+        stain: str = "none",
+        name: str = "scattering",
+        views: np.ndarray | None = None,
+        view_seed: int = 0,
+    ) -> Path:
         n, side = len(x), 448
         corners = np.stack([np.arange(n) % 8, np.arange(n) // 8], axis=1).astype(np.int64) * side
         level = Level(width=10_000, height=10_000, downsample=1.0)
@@ -108,10 +140,12 @@ def write_slide() -> Callable[..., Path]:
             slide=slide,
             grid=grid,
             source_fingerprint=slide_id,
+            extras=_extras(views, view_seed),
         )
         path = folder / f"{slide_id}.h5"
         with EmbeddingsWriter(path, n=n, dim=x.shape[1], dtype="fp32", meta=meta) as writer:
             writer.put(np.arange(n), x.astype(np.float32))
+            _put_views(writer, views)
             writer.seal()
         return path
 

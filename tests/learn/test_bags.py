@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-import histotl.learn.bags as bags_module
+import histotl.learn.rows as rows_module
 from histotl.core.errors import CorruptFileError, IdentityError, StoreError, UsageError
-from histotl.learn.bags import ArrayRows, Bags, BagStore, FileRows
+from histotl.learn.bags import Bags, BagStore
+from histotl.learn.rows import ArrayRows, FileRows
 from histotl.store.embeddings import open_embeddings
 
 Write = Callable[..., Path]
@@ -26,8 +27,8 @@ def slides(folder: Path, write_slide: Write, sizes: list[int]) -> list[np.ndarra
 
 @pytest.mark.parametrize("resident", [0, 1 << 30])
 def test_bags_from_files(tmp_path: Path, write_slide: Write, monkeypatch: pytest.MonkeyPatch, resident: int) -> None:
-    monkeypatch.setattr(bags_module, "RESIDENT_BYTES", resident)
-    monkeypatch.setattr(bags_module, "OPEN_FILES", 2)
+    monkeypatch.setattr(rows_module, "RESIDENT_BYTES", resident)
+    monkeypatch.setattr(rows_module, "OPEN_FILES", 2)
     arrays = slides(tmp_path, write_slide, [3, 1, 5, 2])
     store = BagStore.open(tmp_path)
     assert (store.kind, store.ids, store.id_column) == ("slides", ("S0", "S1", "S2", "S3"), "slide_id")
@@ -82,7 +83,7 @@ def test_empty_bags_and_bad_numbers_are_refused() -> None:
 def test_nan_on_disk_is_refused(
     tmp_path: Path, write_slide: Write, monkeypatch: pytest.MonkeyPatch, resident: int
 ) -> None:
-    monkeypatch.setattr(bags_module, "RESIDENT_BYTES", resident)
+    monkeypatch.setattr(rows_module, "RESIDENT_BYTES", resident)
     path = write_slide(tmp_path, "S", np.zeros((4, 16)))
     with h5py.File(path, "r+") as file:
         file["features"][2, 3] = np.nan

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from histotl.core.errors import TableError
-from histotl.learn.bags import ArrayRows, Bags
+from histotl.learn.bags import Bags
 from histotl.learn.gate import NormalMap, detector_names, p_values
 from histotl.learn.gate_fit import fit_gate, score_bags
+from histotl.learn.rows import ArrayRows
 
 SPECS = ("mahalanobis", "knn")
 
