@@ -12,7 +12,7 @@ from histotl.core.registry import create
 from histotl.embed.config import TileConfig
 
 if TYPE_CHECKING:
-    from histotl.embed.summary import RunSummary
+    from histotl.embed.summary import Failure, RunSummary
 
 _SHOWN = 20
 """Failures that are printed; a night's run may have hundreds, and failures.csv has them all."""
@@ -31,16 +31,21 @@ def print_summary(summary: RunSummary, folder: Path, *, as_json: bool) -> int:
             markup=False,
         )
         _print_telemetry(summary)
-    for failure in summary.failed[:_SHOWN]:
+    print_failures(summary.failed, folder)
+    return EXIT_OK if summary.ok else EXIT_SOME_FAILED
+
+
+def print_failures(failures: Sequence[Failure], folder: Path) -> None:
+    """Print what failed with its cures; of very many the first, since failures.csv has them all."""
+    for failure in failures[:_SHOWN]:
         err().print(f"failed: {failure.sentence}", markup=False, style="red")
         if failure.hint:
             err().print(f"  hint: {failure.hint}", markup=False)
-    if summary.failed:
-        more = len(summary.failed) - _SHOWN
+    if failures:
+        more = len(failures) - _SHOWN
         if more > 0:
             err().print(f"… and {more} more", markup=False)
         err().print(f"all failures, with their cures: {folder / 'failures.csv'}", markup=False)
-    return EXIT_OK if summary.ok else EXIT_SOME_FAILED
 
 
 def _print_telemetry(summary: RunSummary) -> None:
