@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from histotl.evaluate.intervals import Resamples
 from histotl.evaluate.metrics import Floats, Ints
@@ -110,7 +111,9 @@ def _answers(features: Floats, site: Ints, train: Mask, held: Mask, strength: fl
     # Balanced: else the probe of a fold leans to the sites that it lacks in the held-out part, and the AUC over
     # all folds comes out below 0.5 where nothing can be told.
     probe = LogisticRegression(C=strength, class_weight="balanced", max_iter=5000)
-    probe.fit((features[train] - mean) / scale, site[train])
+    # Thousands of small products: threads that wait for each other make them several times slower on a busy machine.
+    with threadpool_limits(1, user_api="blas"):
+        probe.fit((features[train] - mean) / scale, site[train])
     scores = np.zeros((int(held.sum()), k))
     scores[:, probe.classes_] = probe.predict_proba((features[held] - mean) / scale)
     return scores
