@@ -90,8 +90,8 @@ def jitter_figure(evidence: StainEvidence) -> str:
     with drawing((3.05 * panels, 3.0), "jitter") as (figure, svg):
         axes = figure.subplots(1, panels, squeeze=False)[0]
         for place, (mean, low, label) in enumerate(_COSINES):
-            for i, spec in enumerate(evidence.backbones):
-                rows = [row for row in evidence.sturdiness if row.backbone == spec]
+            for i, name in enumerate(evidence.backbones):
+                rows = [row for row in evidence.sturdiness if row.backbone == name]
                 x = [row.strength for row in rows]
                 _line(axes[place], x, [getattr(row, mean) for row in rows], COLOURS[i % len(COLOURS)], "-")
                 _line(axes[place], x, [getattr(row, low) for row in rows], COLOURS[i % len(COLOURS)], "--")
@@ -110,9 +110,7 @@ def jitter_figure(evidence: StainEvidence) -> str:
             _plain_text(axes[-1].legend(loc="upper left"))
         for one in axes:
             one.set_xlabel("jitter (sigma = bias)")
-        names = [
-            (shorten(spec.split("(")[0], 24), COLOURS[i % len(COLOURS)]) for i, spec in enumerate(evidence.backbones)
-        ]
+        names = [(shorten(name, 24), COLOURS[i % len(COLOURS)]) for i, name in enumerate(evidence.backbones)]
         handles = [axes[0].plot([], [], color=colour, label=name)[0] for name, colour in names]
         handles += [axes[0].plot([], [], color=GREY, linestyle=s, label=n)[0] for s, n in _STYLES]
         _plain_text(figure.legend(handles=handles, loc="outside upper left", ncols=5))

@@ -40,7 +40,7 @@ class SiteProbe:
     """How well the site can be told from the features of one backbone.
 
     Args:
-        backbone: Spec.
+        backbone: Its name.
         method: Name as given; empty for the features without normalisation, of all slides.
         slides: Slides in the probe.
         tiles: Their tiles.
@@ -66,7 +66,7 @@ class StainEvidence:
         config: What was asked for.
         tiling: Which tiles.
         methods: Name as given -> canonical spec.
-        backbones: Canonical specs.
+        backbones: Name on the card -> canonical spec.
         slides: What was measured on each slide.
         failures: Slides that could not be used, and methods that failed on one.
         origins: Sites and patients.
@@ -81,7 +81,7 @@ class StainEvidence:
     config: StainConfig
     tiling: TileConfig
     methods: Mapping[str, str]
-    backbones: tuple[str, ...]
+    backbones: Mapping[str, str]
     slides: tuple[Measured, ...]
     failures: tuple[Failure, ...]
     origins: Origins
@@ -156,7 +156,7 @@ class StainEvidence:
                 "seed": self.config.seed,
             },
             "methods": dict(self.methods),
-            "backbones": list(self.backbones),
+            "backbones": dict(self.backbones),
             "colour_spread": {
                 "none": _estimates(self.spread),
                 **{

@@ -36,13 +36,13 @@ def method_spread(method: str, slides: Sequence[Measured], origins: Origins, con
 
 
 def probe_site(
-    backbone: int, spec: str, method: str, slides: Sequence[Measured], origins: Origins, config: StainConfig
+    backbone: int, name: str, method: str, slides: Sequence[Measured], origins: Origins, config: StainConfig
 ) -> SiteProbe:
     """Site AUC without and with one method, on the same slides and folds.
 
     Args:
         backbone: Its index.
-        spec: Of it.
+        name: On its card.
         method: Name as given; empty: no method, all slides.
         slides: What was measured.
         origins: Sites and patients.
@@ -65,14 +65,14 @@ def probe_site(
         of_slides = _resamples(kept, origins, config)
         resamples = Resamples(unit=of_slides.unit[place], weights=of_slides.weights)
 
-        def auc(name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-            features = np.concatenate([slide.features[backbone, name] for slide in kept]).astype(np.float64)
+        def auc(which: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+            features = np.concatenate([slide.features[backbone, which] for slide in kept]).astype(np.float64)
             return site_auc(held_out_scores(features, site, fold), site, resamples)
 
         before = auc(PLAIN)
         change = Change.of(before, before if method == PLAIN else auc(method))
     return SiteProbe(
-        backbone=spec,
+        backbone=name,
         method=method,
         slides=len(kept),
         tiles=n_tiles,
@@ -83,7 +83,7 @@ def probe_site(
 
 
 def sturdy(
-    backbone: int, spec: str, slides: Sequence[Measured], origins: Origins, config: StainConfig
+    backbone: int, name: str, slides: Sequence[Measured], origins: Origins, config: StainConfig
 ) -> tuple[Sturdiness, ...]:
     """Cosines of one backbone at every strength of jitter."""
     if not slides or not config.draws:
@@ -92,7 +92,7 @@ def sturdy(
     plain = [slide.features[backbone, PLAIN] for slide in slides]
     return tuple(
         sturdiness(
-            spec,
+            name,
             strength,
             plain,
             [[slide.jittered[backbone, strength, draw] for draw in range(config.draws)] for slide in slides],

@@ -31,7 +31,7 @@ class Sturdiness:
     """Features of one backbone at one strength of jitter.
 
     Args:
-        backbone: Its spec.
+        backbone: Its name.
         strength: Sigma and bias of the jitter.
         cosine: Mean over tiles of the cosine between features before and after.
         low: 5th percentile of the same.
@@ -92,7 +92,7 @@ def sturdiness(
     """Compare features before and after.
 
     Args:
-        backbone: Spec.
+        backbone: Its name.
         strength: Of the jitter.
         plain: Features of the tiles of each of s slides, (n, d) each.
         jittered: For each slide, the same of every draw.

@@ -97,20 +97,20 @@ def compare_stains(
         measured = _measure_all(bench, entries, tiling, account)
     report(Step(stage="stain", done=len(entries), total=len(entries), item="figures"))
     failures = (*account.summary().failed, *(failure for slide in measured for failure in slide.refused.values()))
-    specs = tuple(model.spec for model in models)
+    names = tuple(model.card.name for model in models)
     evidence = StainEvidence(
         config=config,
         tiling=tiling,
         methods={name: canonical(method) for name, method in methods.items()},
-        backbones=specs,
+        backbones={model.card.name: model.spec for model in models},
         slides=measured,
         failures=tuple(sorted(failures, key=lambda failure: failure.slide_id)),
         origins=origins,
         spread=gather.plain_spread(measured, origins, config),
         spreads=tuple(gather.method_spread(method, measured, origins, config) for method in methods),
-        probes=_probes(measured, specs, origins, config),
+        probes=_probes(measured, names, origins, config),
         sturdiness=tuple(
-            one for i, spec in enumerate(specs) for one in gather.sturdy(i, spec, measured, origins, config)
+            one for i, name in enumerate(names) for one in gather.sturdy(i, name, measured, origins, config)
         ),
         flips=gather.flips(measured, origins, config),
         provenance=_provenance(config, tiling),
@@ -145,13 +145,13 @@ def _measure(bench: Bench, turn: Turn[SlideEntry, Sample]) -> Measured:
 
 
 def _probes(
-    measured: Sequence[Measured], specs: Sequence[str], origins: Origins, config: StainConfig
+    measured: Sequence[Measured], names: Sequence[str], origins: Origins, config: StainConfig
 ) -> tuple[SiteProbe, ...]:
     if not origins.asked or not measured:
         return ()
     return tuple(
-        gather.probe_site(i, spec, method, measured, origins, config)
-        for i, spec in enumerate(specs)
+        gather.probe_site(i, name, method, measured, origins, config)
+        for i, name in enumerate(names)
         for method in (PLAIN, *config.stain)
     )
 
