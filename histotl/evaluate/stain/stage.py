@@ -94,6 +94,7 @@ def compare_stains(
             judge=load_judge(config.model, models, device) if config.model else None,
             device=device,
         )
+        made = _provenance(config, tiling)
         measured = _measure_all(bench, entries, tiling, account)
     report(Step(stage="stain", done=len(entries), total=len(entries), item="figures"))
     failures = (*account.summary().failed, *(failure for slide in measured for failure in slide.refused.values()))
@@ -113,7 +114,7 @@ def compare_stains(
             one for i, name in enumerate(names) for one in gather.sturdy(i, name, measured, origins, config)
         ),
         flips=gather.flips(measured, origins, config),
-        provenance=_provenance(config, tiling),
+        provenance=made,
     )
     return _write(evidence, out)
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from histotl.cli.main import call
-from histotl.core.errors import IdentityError, TableError, UnknownNameError
+from histotl.core.errors import IdentityError, StoreError, TableError, UnknownNameError
 from histotl.embed.config import EmbedConfig
 from histotl.embed.engine import embed_slides
 from histotl.evaluate.stain.config import StainConfig
@@ -134,6 +134,12 @@ def test_a_model_of_another_backbone_is_refused_before_any_slide_is_opened(model
     (tmp_path / "no_slide.tiff").write_bytes(b"")
     with pytest.raises(IdentityError, match=r"backbone\.name"):
         compare_stains(tmp_path, tmp_path / "out", config=StainConfig(model=str(model)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_is_not_there_is_said_first(two_sites: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no model folder"):
+        compare_stains(two_sites, tmp_path / "out", config=StainConfig(model=str(tmp_path / "nothing")))
     assert not (tmp_path / "out").exists()
 
 
