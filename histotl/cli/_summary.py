@@ -12,7 +12,7 @@ from histotl.core.registry import create
 from histotl.embed.config import TileConfig
 
 if TYPE_CHECKING:
-    from histotl.embed.summary import RunSummary
+    from histotl.embed.summary import Failure, RunSummary
 
 _SHOWN = 20
 """Failures, and flags, that are printed; a night's run may have hundreds, and the tables have them all."""
@@ -36,12 +36,17 @@ def print_summary(summary: RunSummary, folder: Path, *, as_json: bool) -> int:
         err().print(f"flagged: {flag.message}", markup=False, style="yellow")
         err().print(f"  hint: {flag.hint}", markup=False)
     _print_rest("flags", summary.flagged, folder / "flags.csv")
-    for failure in summary.failed[:_SHOWN]:
+    print_failures(summary.failed, folder)
+    return EXIT_OK if summary.ok else EXIT_SOME_FAILED
+
+
+def print_failures(failures: Sequence[Failure], folder: Path) -> None:
+    """Print what failed with its cures; of very many the first, since failures.csv has them all."""
+    for failure in failures[:_SHOWN]:
         err().print(f"failed: {failure.sentence}", markup=False, style="red")
         if failure.hint:
             err().print(f"  hint: {failure.hint}", markup=False)
-    _print_rest("failures, with their cures", summary.failed, folder / "failures.csv")
-    return EXIT_OK if summary.ok else EXIT_SOME_FAILED
+    _print_rest("failures, with their cures", failures, folder / "failures.csv")
 
 
 def _print_rest(what: str, rows: Sequence[object], path: Path) -> None:

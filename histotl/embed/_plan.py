@@ -78,12 +78,10 @@ def plan_slide(
         NoTissueError: No tile has enough tissue; the pictures are written nevertheless, to see why.
     """
     info, spec = slide.info, tiling.spec
-    plan_tiles(info, spec, None)  # refuses upsampling before the slower work
-    mask = find_tissue(slide, finder, min_area_um2=tiling.min_area_um2, max_hole_um2=tiling.max_hole_um2)
-    grid = plan_tiles(info, spec, mask.mask, mask.scale_l0)
+    mask, grid = lay_grid(slide, tiling, finder)
     _write_pictures(slide, mask, grid, out)
     if not len(grid):
-        raise _no_tissue(info, mask, tiling)
+        raise no_tissue(info, mask, tiling)
     write_coords(
         layout.coords_path(out, spec, info.slide_id),
         info,
@@ -94,6 +92,18 @@ def plan_slide(
         flags=mask_flags(mask, info),
     )
     return grid
+
+
+def lay_grid(slide: Slide, tiling: TileConfig, finder: TissueFinder) -> tuple[TissueMask, TileGrid]:
+    """Find tissue and lay the grid; nothing is written, and the grid may be empty: see :func:`no_tissue`.
+
+    Raises:
+        UpsamplingError: The slide is coarser than the tiles asked for.
+        OutlineError: A file was to say where tissue is, and cannot be used.
+    """
+    plan_tiles(slide.info, tiling.spec, None)  # refuses upsampling before the slower work
+    mask = find_tissue(slide, finder, min_area_um2=tiling.min_area_um2, max_hole_um2=tiling.max_hole_um2)
+    return mask, plan_tiles(slide.info, tiling.spec, mask.mask, mask.scale_l0)
 
 
 def sample_rows(n_tiles: int, wanted: int) -> npt.NDArray[np.int64]:
@@ -134,7 +144,8 @@ def _overview(slide: Slide, mask: TissueMask, grid: TileGrid) -> Pixels:
     return image
 
 
-def _no_tissue(info: SlideInfo, mask: TissueMask, tiling: TileConfig) -> NoTissueError:
+def no_tissue(info: SlideInfo, mask: TissueMask, tiling: TileConfig) -> NoTissueError:
+    """The error of a slide without a single tile: what was found on it, and the cure."""
     _, _, width, height = info.bounds_l0
     size_um = (width * info.mpp_x, height * info.mpp_y)
     if tiling.edge == "drop" and min(size_um) < tiling.spec.tile_um:

@@ -27,7 +27,7 @@ from histotl.core.progress import Report, Step
 from histotl.core.registry import canonical
 from histotl.core.values import SlideEntry, TileGrid
 from histotl.embed._patch_set import IMAGE_SUFFIXES, Patch, read_patch
-from histotl.embed._plan import sample_rows, tissue_finder
+from histotl.embed._plan import lay_grid, sample_rows, tissue_finder
 from histotl.embed._slides import open_entry
 from histotl.embed.config import TileConfig
 from histotl.image._transforms import Unchanged
@@ -35,10 +35,8 @@ from histotl.image.estimate import Estimate, median, read_estimate
 from histotl.image.stain.base import StainNormalizer, StainTransform, TargetedNormalizer
 from histotl.store import layout
 from histotl.store.hdf5 import cannot_write
-from histotl.wsi.mask import find_tissue
 from histotl.wsi.slide import Slide
 from histotl.wsi.tiles import read_tiles
-from histotl.wsi.tiling import plan_tiles
 
 log = logging.getLogger(__name__)
 
@@ -180,10 +178,7 @@ def _target(stain: TargetedNormalizer, tiling: TileConfig) -> Estimate:
 def _estimate_entry(stain: StainNormalizer, tiling: TileConfig, entry: SlideEntry) -> Estimate:
     """The stain of a slide, from tiles spread over its tissue."""
     with open_entry(entry, tiling) as slide:
-        mask = find_tissue(
-            slide, tissue_finder(tiling), min_area_um2=tiling.min_area_um2, max_hole_um2=tiling.max_hole_um2
-        )
-        grid = plan_tiles(slide.info, tiling.spec, mask.mask, mask.scale_l0)
+        _, grid = lay_grid(slide, tiling, tissue_finder(tiling))
         return cast("TargetedNormalizer", stain).estimate(sample_slide(slide, grid))
 
 

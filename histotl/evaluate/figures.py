@@ -50,7 +50,7 @@ def confusion_figure(result: TaskResult) -> str:
     k = len(names)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = 1.5 + 0.52 * max(k, 3)
-    with _drawing((side + 0.5, side), f"confusion-{result.answers.name}") as (figure, svg):
+    with drawing((side + 0.5, side), f"confusion-{result.answers.name}") as (figure, svg):
         axes = figure.add_subplot()
         edges = np.arange(k + 1) - 0.5
         axes.pcolormesh(edges, edges, share, cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=2)
@@ -76,7 +76,7 @@ def reliability_figure(result: TaskResult) -> str:
     """Share right against stated confidence, with intervals; before temperature scaling in grey where known."""
     if not result.reliability:
         return ""
-    with _drawing((3.9, 3.4), f"reliability-{result.answers.name}") as (figure, svg):
+    with drawing((3.9, 3.4), f"reliability-{result.answers.name}") as (figure, svg):
         axes = figure.add_subplot()
         lowest = min(b.confidence for b in (*result.reliability, *result.reliability_before))
         start = max(0.0, np.floor(lowest * 10) / 10 - 0.05)
@@ -94,7 +94,7 @@ def reliability_figure(result: TaskResult) -> str:
 
 def _reliability_line(axes: Axes, bins: Sequence[ReliabilityBin], colour: str, label: str, *, marker: str) -> None:
     x, y = [b.confidence for b in bins], [b.correct.value for b in bins]
-    low, high = zip(*(_span(b.correct) for b in bins), strict=True)
+    low, high = zip(*(span(b.correct) for b in bins), strict=True)
     axes.vlines(x, low, high, color=colour, linewidth=1.2, alpha=0.35)
     axes.plot(x, y, color=colour, linewidth=0.9, alpha=0.45)
     axes.plot(x, y, color=colour, linewidth=0, marker=marker, markersize=4.5, label=label)
@@ -103,7 +103,7 @@ def _reliability_line(axes: Axes, bins: Sequence[ReliabilityBin], colour: str, l
 def scatter_figure(result: TaskResult) -> str:
     """Predicted against true value."""
     truth, predicted = result.answers.truth, result.answers.predicted
-    with _drawing((3.9, 3.6), f"scatter-{result.answers.name}") as (figure, svg):
+    with drawing((3.9, 3.6), f"scatter-{result.answers.name}") as (figure, svg):
         axes = figure.add_subplot()
         ends = [min(truth.min(), predicted.min()), max(truth.max(), predicted.max())]
         pad = 0.04 * (ends[1] - ends[0]) or 1.0
@@ -124,7 +124,7 @@ def gate_figure(gate: Gate) -> str:
     scores = np.concatenate([gate.known_scores, gate.ood_scores])
     if not len(scores):
         return ""
-    with _drawing((6.6, 2.7), "gate") as (figure, svg):
+    with drawing((6.6, 2.7), "gate") as (figure, svg):
         axes = figure.add_subplot()
         edges = np.histogram_bin_edges(scores, bins=min(40, max(10, len(scores) // 3))).tolist()
         axes.hist(gate.known_scores, edges, color=BLUE, alpha=0.65, label="evaluated split")
@@ -144,7 +144,7 @@ def risk_coverage_figure(entries: Sequence[Selective]) -> str:
     """Share wrong among the accepted rows, as more are accepted in order of the failure score."""
     if not entries:
         return ""
-    with _drawing((6.6, 2.7), "risk-coverage") as (figure, svg):
+    with drawing((6.6, 2.7), "risk-coverage") as (figure, svg):
         axes = figure.add_subplot()
         colours = (BLUE, ORANGE, GREEN, PURPLE, GREY)
         for i, entry in enumerate(entries):
@@ -166,15 +166,21 @@ def shorten(name: str, limit: int = 18) -> str:
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
 
 
-class _Drawn:
+class Drawn:
     """Receives the SVG text when the drawing is closed."""
 
     text = ""
 
 
 @contextmanager
-def _drawing(size_in: tuple[float, float], name: str) -> Iterator[tuple[Figure, _Drawn]]:
-    drawn = _Drawn()
+def drawing(size_in: tuple[float, float], name: str) -> Iterator[tuple[Figure, Drawn]]:
+    """Draw on the figure inside the block; after it, the other value's ``text`` is the SVG element.
+
+    Args:
+        size_in: Width and height in inches.
+        name: Tells its ids from those of other figures on the page.
+    """
+    drawn = Drawn()
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=size_in, layout="constrained")
         yield figure, drawn
@@ -199,6 +205,6 @@ def _inline(svg: str, name: str) -> str:
     return f'{head} style="width:{points * 4 / 3:.0f}px;max-width:100%" role="img">{rest.strip()}'
 
 
-def _span(value: Estimate) -> tuple[float, float]:
+def span(value: Estimate) -> tuple[float, float]:
     """Interval, or the value itself where there is none."""
     return (value.value, value.value) if np.isnan(value.low) else (value.low, value.high)

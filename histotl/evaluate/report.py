@@ -41,39 +41,48 @@ def render_html(evidence: Evidence, cards: tuple[SlideCard, ...], no_pictures: s
         cards: Slides with pictures, in the order shown.
         no_pictures: Sentence that says why there are none; shown when ``cards`` is empty.
     """
-    environment = Environment(
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            e=evidence,
+            cards=cards,
+            no_pictures=no_pictures,
+            leads=[(result, lead_metric(result)) for result in evidence.tasks],
+            meanings=MEANINGS,
+            gate_labels=GATE_LABELS,
+            bounded=_BOUNDED,
+            confusion=_svg(figures.confusion_figure),
+            reliability=_svg(figures.reliability_figure),
+            scatter=_svg(figures.scatter_figure),
+            gate_figure=Markup(figures.gate_figure(evidence.gate) if evidence.gate else ""),  # noqa: S704 - made by matplotlib
+            risk_figure=Markup(figures.risk_coverage_figure(evidence.selective)),  # noqa: S704 - made by matplotlib
+            methods=methods_text(evidence),
+            gradient=_GRADIENT,
+            n_bins=N_BINS,
+            curve_rows=CURVE_ROWS,
+            no_value=math.nan,
+        )
+    )
+
+
+def environment() -> Environment:
+    """Where pages are made: every text is escaped, and a name that a template misspells is an error."""
+    made = Environment(
         loader=PackageLoader("histotl.evaluate", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "plural": plural,
         "number": number,
         "interval": interval,
         "percent": percent,
         "percent_interval": percent_interval,
     }
-    return environment.get_template("report.html.j2").render(
-        e=evidence,
-        cards=cards,
-        no_pictures=no_pictures,
-        leads=[(result, lead_metric(result)) for result in evidence.tasks],
-        meanings=MEANINGS,
-        gate_labels=GATE_LABELS,
-        bounded=_BOUNDED,
-        confusion=_svg(figures.confusion_figure),
-        reliability=_svg(figures.reliability_figure),
-        scatter=_svg(figures.scatter_figure),
-        gate_figure=Markup(figures.gate_figure(evidence.gate) if evidence.gate else ""),  # noqa: S704 - made by matplotlib
-        risk_figure=Markup(figures.risk_coverage_figure(evidence.selective)),  # noqa: S704 - made by matplotlib
-        methods=methods_text(evidence),
-        gradient=_GRADIENT,
-        n_bins=N_BINS,
-        curve_rows=CURVE_ROWS,
-        no_value=math.nan,
-    )
+    return made
 
 
 def render_markdown(evidence: Evidence) -> str:

@@ -176,11 +176,11 @@ def _with_pictures(card: SlideCard, features: Path | None, predictions: Predicti
     overlay = (
         ""
         if values is None
-        else _data_uri(draw_preview(image, scale_l0=scale_l0, polygons=polygons, grid=grid, values=values))
+        else data_uri(draw_preview(image, scale_l0=scale_l0, polygons=polygons, grid=grid, values=values))
     )
     return replace(
         card,
-        overview=_data_uri(overview),
+        overview=data_uri(overview),
         overlay=overlay,
         overlay_name=caption,
         n_tiles=len(grid),
@@ -262,7 +262,8 @@ def _size_mm(coords: CoordsFile) -> str:
     return f"{coords.level0_width * coords.mpp / 1000:.1f} × {coords.level0_height * coords.mpp / 1000:.1f} mm"
 
 
-def _data_uri(image: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> str:
+def data_uri(image: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> str:
+    """A picture, uint8 RGB (h, w, 3), as a JPEG inside of an address."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="JPEG", quality=82, subsampling=0)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

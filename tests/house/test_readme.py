@@ -68,5 +68,18 @@ def test_the_plugin_of_the_readme_keeps_its_contract(tmp_path: Path, monkeypatch
 
 def test_every_verb_is_in_the_readme() -> None:
     text = README.read_text(encoding="utf-8")
-    for verb in ("demo", "info", "doctor", "list", "tile", "embed", "check", "train", "predict", "evaluate", "run"):
+    for verb in (
+        "demo",
+        "info",
+        "doctor",
+        "list",
+        "tile",
+        "embed",
+        "check",
+        "train",
+        "predict",
+        "evaluate",
+        "stain",
+        "run",
+    ):
         assert re.search(rf"histotl {verb}\b|make {verb}\b", text), verb
