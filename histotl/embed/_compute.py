@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ from histotl.backbones._network import NetworkEmbedder
 from histotl.embed._accelerator import Accelerator, Mark
 from histotl.embed._models import Model
 from histotl.embed.telemetry import Clock, Telemetry, peak_rss_mb
+
+Change: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+"""Turns uint8 tiles (b, h, w, 3) on the device into others of that kind."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,7 +57,7 @@ class Compute:
 
     Args:
         accelerator: The device.
-        clock: Gets the seconds of ``copy``, ``transform`` and ``forward``.
+        clock: Gets the seconds of ``copy``, ``transform``, ``augment`` and ``forward``.
     """
 
     def __init__(self, accelerator: Accelerator, clock: Clock) -> None:
@@ -64,9 +67,10 @@ class Compute:
     def run(
         self,
         tiles: torch.Tensor,
-        transform: Callable[[torch.Tensor], torch.Tensor],
+        transform: Change,
         models: Sequence[Model],
         release: Callable[[], None],
+        views: Sequence[Change] = (),
     ) -> list[Features]:
         """One batch through all models.
 
@@ -75,15 +79,16 @@ class Compute:
             transform: Normalises the stain of tiles on the device.
             models: All get the same tiles.
             release: Called when ``tiles`` may be overwritten.
+            views: Each makes an augmented view of the normalised tiles, on the device.
 
         Returns:
-            For every model, in order.
+            Features of the tiles for every model, in order; then the same of every view.
         """
         self._settle(most=max(0, self._accelerator.in_flight - 1))
         batch = _Queued(release=release)
         self._queued.append(batch)
         try:
-            return self._queue(batch, tiles, transform, models)
+            return self._queue(batch, tiles, transform, models, views)
         finally:
             self._settle(most=self._accelerator.in_flight)
 
@@ -95,8 +100,9 @@ class Compute:
         self,
         batch: _Queued,
         tiles: torch.Tensor,
-        transform: Callable[[torch.Tensor], torch.Tensor],
+        transform: Change,
         models: Sequence[Model],
+        views: Sequence[Change],
     ) -> list[Features]:
         accelerator = self._accelerator
         with torch.inference_mode():
@@ -107,8 +113,17 @@ class Compute:
             normalised = accelerator.mark()
             batch.spans.append(("transform", ready, normalised))
             found = [model(normal) for model in models]
-            batch.spans.append(("forward", normalised, accelerator.mark()))
+            last = accelerator.mark()
+            batch.spans.append(("forward", normalised, last))
             copies = [accelerator.copy_out(features) for features in found]
+            for view in views:
+                # One view after the other: the device holds the tiles and one view of them, however many there are.
+                begun, augmented = last, view(normal)
+                made = accelerator.mark()
+                found = [model(augmented) for model in models]
+                last = accelerator.mark()
+                batch.spans += [("augment", begun, made), ("forward", made, last)]
+                copies += [accelerator.copy_out(features) for features in found]
         return [Features(host=host, ready=mark) for host, mark in copies]
 
     def _settle(self, *, most: int) -> None:
@@ -126,7 +141,7 @@ def measured(
 ) -> Telemetry:
     """The telemetry of a run from its clock and its device; ``facts`` are its other fields."""
     seconds = clock.seconds
-    busy = (seconds["transform"] + seconds["forward"]) / wall_s if wall_s > 0 else 0.0
+    busy = (seconds["transform"] + seconds["augment"] + seconds["forward"]) / wall_s if wall_s > 0 else 0.0
     return Telemetry(
         seconds=seconds,
         wall_s=wall_s,

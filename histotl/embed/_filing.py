@@ -41,14 +41,23 @@ class Filing:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def put(
-        self, writer: EmbeddingsWriter, rows: npt.NDArray[np.int64], features: Features, at: int = 0
+        self,
+        writer: EmbeddingsWriter,
+        rows: npt.NDArray[np.int64],
+        features: Features,
+        at: int = 0,
+        *,
+        view: int | None = None,
     ) -> Future[None]:
-        """File features, which begin at place ``at`` of their batch, as some rows."""
+        """File features, which begin at place ``at`` of their batch, as some rows: of a view where one is named."""
 
         def write() -> None:
             values = features.numpy()[at : at + len(rows)]
             with self._clock.stage("write"):
-                writer.put(rows, values)
+                if view is None:
+                    writer.put(rows, values)
+                else:
+                    writer.put_view(view, rows, values)
 
         self._waiting = [future for future in self._waiting if not future.done()]
         if len(self._waiting) >= MOST_WAITING:

@@ -16,11 +16,12 @@ import torch
 
 from histotl.core.values import SlideEntry
 from histotl.embed._batch_size import BatchTuner
-from histotl.embed._compute import Compute, Features
+from histotl.embed._compute import Change, Compute, Features
 from histotl.embed._filing import Filing
 from histotl.embed._job import SlideJob, Work
 from histotl.embed._reading import Batch, Feed, Segment, Turn
 from histotl.embed._slides import Account
+from histotl.embed._views import Views
 from histotl.embed.telemetry import WAITING, Clock
 
 SlideTurn = Turn[SlideEntry, SlideJob]
@@ -68,6 +69,7 @@ class Flow:
         clock: Seconds by stage.
         tuner: Finds the batch size while running; None where it is fixed.
         one_transform: The stain transform is the same for all slides.
+        views: The augmented views to make of every tile; None for none.
     """
 
     def __init__(
@@ -80,9 +82,11 @@ class Flow:
         clock: Clock,
         tuner: BatchTuner | None,
         one_transform: bool,
+        views: Views | None = None,
     ) -> None:
         self._feed, self._compute, self._filing, self._account = feed, compute, filing, account
         self._clock, self._tuner, self._one_transform = clock, tuner, one_transform
+        self._views = views
         self._tickets: dict[SlideTurn, _Ticket] = {}
         self.totals = ReadTotals()
 
@@ -136,6 +140,7 @@ class Flow:
             partial(self._normalise, batch.segments),
             models,
             partial(self._feed.release, batch),
+            self._augments(batch.segments),
         )
         found = self._account.attempt([segment.turn for segment in read], together)
         if found is not None:
@@ -143,7 +148,14 @@ class Flow:
             return
         for segment in read if len(read) > 1 else ():
             tiles = batch.tiles[segment.at : segment.at + len(segment)]
-            alone = partial(self._compute.run, tiles, partial(self._normalise, [segment]), models, _nothing)
+            alone = partial(
+                self._compute.run,
+                tiles,
+                partial(self._normalise, [segment]),
+                models,
+                _nothing,
+                self._augments([segment]),
+            )
             own = self._account.attempt([segment.turn], alone)
             if own is not None:
                 yield segment, (own, 0)
@@ -161,11 +173,21 @@ class Flow:
             parts.append(part if ticket is None else ticket.work.transform(part))
         return torch.cat(parts)
 
+    def _augments(self, segments: Sequence[SlideSegment]) -> list[Change]:
+        """What makes each view of a batch; the seed of a tile follows from its slide and its row there."""
+        views = self._views
+        if views is None:
+            return []
+        places = [(seg.turn.item.slide_id, range(seg.rows.start, seg.rows.stop)) for seg in segments]
+        return [views.maker(places, number) for number in range(views.count)]
+
     def _file(self, segment: SlideSegment, found: list[Features], at: int) -> None:
         ticket = self._tickets[segment.turn]
         rows = np.arange(segment.rows.start, segment.rows.stop, dtype=np.int64)
-        for writer, features in zip(ticket.work.writers, found, strict=True):
-            ticket.puts.append(self._filing.put(writer, rows, features, at))
+        writers = ticket.work.writers
+        for place, features in enumerate(found):
+            view, model = divmod(place, len(writers))
+            ticket.puts.append(self._filing.put(writers[model], rows, features, at, view=view - 1 if view else None))
         self._account.count_tiles(segment.turn.item, len(segment))
         if segment.is_last:
             ticket.end = self._filing.seal(ticket.work.writers)

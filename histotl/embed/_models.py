@@ -22,6 +22,7 @@ from histotl.core.values import BackboneCard, FeatureIdentity, TileSpec
 from histotl.embed.config import EmbedConfig
 from histotl.embed.device import FORMATS, choose_precision, fixed_batch, share_cores
 from histotl.store.embeddings import open_embeddings
+from histotl.store.extras import Extra, differences
 
 log = logging.getLogger(__name__)
 
@@ -166,13 +167,15 @@ def _prepared(embedder: Embedder, compute: str, config: EmbedConfig, device: tor
     )
 
 
-def warn_of_other_identity(path: Path, model: Model) -> None:
-    """Say that a file which is there has features of another identity than a model would put into its folder."""
+def warn_of_other_identity(path: Path, model: Model, extras: Sequence[Extra] = ()) -> None:
+    """Say that a file which is there has other features, or extras, than a model would put into its folder."""
     try:
-        identity = open_embeddings(path).identity
+        found = open_embeddings(path)
     except StoreError:
         return  # damaged: said when its turn comes
-    changes = ["it is not of histotl"] if identity is None else identity.differences(model.identity)
+    changes = ["it is not of histotl"] if found.identity is None else found.identity.differences(model.identity)
+    # What is not there yet is not lost.
+    changes += differences({extra.name: extra for extra in extras if extra.name in found.extras}, found.extras)
     if changes:
         fact = "%s has features made with other options (%s); those of the same slides are replaced. "
         log.warning(fact + "Give another output folder to keep both", path.parent, "; ".join(changes))

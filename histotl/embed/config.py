@@ -83,6 +83,15 @@ class EmbedConfig:
     stain: str = "none"
     """Stain normaliser, as a spec such as 'macenko'; see `histotl list stain`."""
 
+    views: int = 0
+    """Augmented views of every tile to embed and store beside its features; 0 for none. Each costs a forward pass."""
+
+    augment: str = ""
+    """What makes a view: specs joined by '+', such as 'd4 + hed_jitter(sigma=0.1)'; see `histotl list augment`."""
+
+    seed: int = 0
+    """Seed of the views; with slide, tile and number of the view it decides every pixel of one."""
+
     dtype: FileDtype = "fp16"
     """Number format of the features on disk."""
 
@@ -121,6 +130,13 @@ class EmbedConfig:
         if self.compile and self.runtime != "torch":
             fact = f"--compile is of torch and does not go with --runtime {self.runtime}"
             raise UsageError(fact, hint="leave one of them out")
+        if bool(self.views) != bool(self.augment):
+            fact = f"--views {self.views} with --augment {self.augment!r}"
+            raise UsageError(fact, hint="give both, such as --views 4 --augment 'd4 + hed_jitter', or none")
+        for name, most in (("views", 1000), ("seed", 2**53 - 1)):
+            value = getattr(self, name)
+            if not 0 <= value <= most:
+                raise UsageError(f"{name} is {value}", hint=f"give 0 to {most}")
         for name in ("batch_size", "workers"):
             value = getattr(self, name)
             if value < 0:

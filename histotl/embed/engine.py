@@ -37,6 +37,7 @@ from histotl.embed._models import Model, load_models, warn_of_other_identity
 from histotl.embed._plan import plan_slide, sample_rows, source_digest, tissue_finder
 from histotl.embed._reading import Feed
 from histotl.embed._slides import Account, list_entries, open_entry
+from histotl.embed._views import Views, views_of
 from histotl.embed.config import EmbedConfig, TileConfig
 from histotl.embed.device import choose_planners, choose_workers, compute_settings
 from histotl.embed.summary import RunSummary
@@ -44,6 +45,7 @@ from histotl.embed.telemetry import Clock
 from histotl.image.stain.base import StainNormalizer, StainTransform
 from histotl.store import layout
 from histotl.store.embeddings import EmbeddingsMeta, EmbeddingsWriter, is_current
+from histotl.store.extras import Extra
 from histotl.wsi.slide import Slide
 from histotl.wsi.tiles import TileReader, read_tiles
 from histotl.wsi.tissue.base import TissueFinder
@@ -82,6 +84,7 @@ def embed_slides(
     """
     stain = cast("StainNormalizer", create("stain", config.stain))
     finder = tissue_finder(tiling)
+    views = views_of(config, tiling.tile_px)
     entries = list_entries(slides, tiling)
     device = choose_device(config.device)
     readers = choose_workers(config, device)
@@ -95,6 +98,7 @@ def embed_slides(
             config=config,
             finder=finder,
             stain=stain,
+            views=views,
             models=models,
             decoding=decoding,
             clock=clock,
@@ -115,6 +119,7 @@ class _Engine:
     config: EmbedConfig
     finder: TissueFinder
     stain: StainNormalizer
+    views: Views | None
     models: tuple[Model, ...]
     decoding: DecoderChoice
     clock: Clock
@@ -144,6 +149,7 @@ class _Engine:
                     clock=self.clock,
                     tuner=tuner,
                     one_transform=not self.stain.needs_fit,
+                    views=self.views,
                 )
                 flow.over(entries, self.prepare)
         finally:
@@ -171,7 +177,7 @@ class _Engine:
         for model in self.models:
             folder = layout.features_path(self.out, self.tiling.spec, model.card, "any").parent
             for path in sorted(folder.glob("*.h5"))[:1]:
-                warn_of_other_identity(path, model)
+                warn_of_other_identity(path, model, self._extras)
 
     def prepare(self, entry: SlideEntry) -> SlideJob:
         """Open, lock, plan, fit the stain, begin the files; in a planner, while earlier slides are being embedded."""
@@ -210,6 +216,7 @@ class _Engine:
             grid=files.grid,
             stain_state=files.stain_state,
             source_fingerprint=files.source,
+            extras=self._extras,
         )
         path = self._path(model, entry)
         return EmbeddingsWriter(path, n=len(files.grid), dim=model.card.dim, dtype=self.config.dtype, meta=meta)
@@ -218,7 +225,13 @@ class _Engine:
         return layout.features_path(self.out, self.tiling.spec, model.card, entry.slide_id)
 
     def _is_current(self, model: Model, entry: SlideEntry, source: str) -> bool:
-        return not self.config.overwrite and is_current(self._path(model, entry), model.identity, source)
+        path = self._path(model, entry)
+        return not self.config.overwrite and is_current(path, model.identity, source, self._extras)
+
+    @property
+    def _extras(self) -> tuple[Extra, ...]:
+        """What every file has beside features."""
+        return () if self.views is None else (self.views.spec,)
 
     @cached_property
     def _specs(self) -> dict[str, object]:
@@ -228,6 +241,7 @@ class _Engine:
             "backbones": [model.spec for model in self.models],
             "stain": canonical(self.stain),
             "tissue": canonical(self.finder),
+            **({} if self.views is None else {"augment": str(self.views.chain)}),
         }
 
     def _provenance(self, info: SlideInfo) -> Provenance:

@@ -27,12 +27,13 @@ from histotl.core.provenance import Provenance
 from histotl.core.registry import canonical, create
 from histotl.embed._accelerator import accelerator_of
 from histotl.embed._claim import claim
-from histotl.embed._compute import Compute, Features, measured
+from histotl.embed._compute import Change, Compute, Features, measured
 from histotl.embed._filing import Filing
 from histotl.embed._interrupt import unbroken
 from histotl.embed._models import Model, load_models, warn_of_other_identity
 from histotl.embed._patch_set import Patch, PatchFacts, inspect_patch, list_patches, read_patch, set_name
 from histotl.embed._reading import Batch, Feed, Turn
+from histotl.embed._views import Views, views_of
 from histotl.embed.config import EmbedConfig
 from histotl.embed.device import choose_workers, compute_settings, fixed_batch, largest_batch
 from histotl.embed.summary import Failure, RunSummary, write_failures
@@ -40,6 +41,10 @@ from histotl.embed.telemetry import WAITING, Clock, Telemetry
 from histotl.image.stain.base import StainNormalizer
 from histotl.store import layout
 from histotl.store.embeddings import EmbeddingsMeta, EmbeddingsWriter, is_current
+from histotl.store.extras import Extra
+
+_TRIED_PX = 224
+"""Side of the picture that an augmentation is tried on before any image is read."""
 
 
 def embed_patches(
@@ -70,6 +75,7 @@ def embed_patches(
     """
     started, manifest, out = time.monotonic(), Path(manifest), Path(out)
     stain = cast("StainNormalizer", create("stain", config.stain))
+    views = views_of(config, _TRIED_PX)
     patches = list_patches(manifest)
     device = choose_device(config.device)
     workers = choose_workers(config, device)
@@ -85,6 +91,7 @@ def embed_patches(
             facts=facts,
             config=config,
             stain=stain,
+            views=views,
             device=device,
             workers=workers,
             report=report,
@@ -93,7 +100,7 @@ def embed_patches(
         )
         for model in () if config.overwrite else models:
             if run.path(model).is_file():
-                warn_of_other_identity(run.path(model), model)
+                warn_of_other_identity(run.path(model), model, run.extras)
         state, todo = ("current", ()) if failed else claim(models, run.path, run.is_current, held)
         telemetry = run.embed(todo) if state == "ready" else None
     failed = sorted(run.failed, key=lambda failure: failure.slide_id)
@@ -120,6 +127,7 @@ class _PatchRun:
     facts: Sequence[PatchFacts]
     config: EmbedConfig
     stain: StainNormalizer
+    views: Views | None
     device: torch.device
     workers: int
     report: Report
@@ -133,7 +141,13 @@ class _PatchRun:
 
     def is_current(self, model: Model) -> bool:
         """Whether the file is there and need not be made again."""
-        return not self.config.overwrite and is_current(self.path(model), model.identity, self.source)
+        path = self.path(model)
+        return not self.config.overwrite and is_current(path, model.identity, self.source, self.extras)
+
+    @property
+    def extras(self) -> tuple[Extra, ...]:
+        """What the file has beside features."""
+        return () if self.views is None else (self.views.spec,)
 
     def embed(self, models: Sequence[Model]) -> Telemetry:
         """Read and embed all; seals the files only when no image failed."""
@@ -151,7 +165,9 @@ class _PatchRun:
                 rows = self._rows(event)
                 found = self._compute(compute, models, rows, event, feed)
                 # After a failure the rest is only read, so that all bad images are listed.
-                puts += [filing.put(writer, rows, features) for writer, features in zip(writers, found, strict=False)]
+                for place, features in enumerate(found):
+                    view, model = divmod(place, len(writers))
+                    puts.append(filing.put(writers[model], rows, features, view=view - 1 if view else None))
                 done += len(rows)
                 self._tell(done)
             compute.finish()
@@ -200,7 +216,13 @@ class _PatchRun:
         if self.failed:
             feed.release(batch)
             return []
-        found = compute.run(batch.tiles, partial(self._normalise, rows), models, partial(feed.release, batch))
+        found = compute.run(
+            batch.tiles,
+            partial(self._normalise, rows),
+            models,
+            partial(feed.release, batch),
+            self._augments(rows),
+        )
         return [] if self.failed else found
 
     def _groups(self) -> list[_SameSize]:
@@ -232,11 +254,20 @@ class _PatchRun:
                 normal.append(tile)
         return torch.cat(normal)
 
+    def _augments(self, rows: npt.NDArray[np.int64]) -> list[Change]:
+        """What makes each view; a patch's path stands for its slide, so that another order or set changes nothing."""
+        views = self.views
+        if views is None:
+            return []
+        places = [(self.patches[row].text, range(1)) for row in rows.tolist()]
+        return [views.maker(places, number) for number in range(views.count)]
+
     def _writer(self, model: Model, models: Sequence[Model], open_files: ExitStack) -> EmbeddingsWriter:
         specs = {
             "embed": asdict(self.config),
             "backbones": [each.spec for each in models],
             "stain": canonical(self.stain),
+            **({} if self.views is None else {"augment": str(self.views.chain)}),
         }
         meta = EmbeddingsMeta(
             identity=model.identity,
@@ -245,6 +276,7 @@ class _PatchRun:
             items=tuple(patch.text for patch in self.patches),
             stain_state={"fitted_on": "each patch alone"} if self.stain.needs_fit else {},
             source_fingerprint=self.source,
+            extras=self.extras,
         )
         with unbroken():
             writer = EmbeddingsWriter(

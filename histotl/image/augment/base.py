@@ -18,7 +18,7 @@ class Augmentation(Protocol):
         """Augment a batch.
 
         Args:
-            tiles: uint8 RGB (b, h, w, 3) with h == w.
+            tiles: uint8 RGB (b, h, w, 3); h and w may differ.
             seeds: int64 (b,), one a tile; equal seed and equal tile give an equal view.
 
         Returns:
