@@ -68,7 +68,8 @@ def main() -> None:
         for each in zip(*made, strict=True):
             pairs = [(clean, changed) for _, clean, changed in each]
             if len(pairs) > 1:
-                pairs.append(tuple(np.concatenate(side) for side in zip(*pairs, strict=True)))
+                clean_all, changed_all = (np.concatenate(side) for side in zip(*pairs, strict=True))
+                pairs.append((clean_all, changed_all))
             cells = [f"{auroc(*pair):.3f} ({low:.3f}–{high:.3f})" for pair in pairs for low, high in [interval(*pair)]]
             print(f"| {case.name} | `{each[0][0]}` | " + " | ".join(cells) + " |", flush=True)
     print("\nclean tiles: " + ", ".join(f"{name} {len(tiles)}" for name, (tiles, _) in found.items()))

@@ -49,7 +49,8 @@ CASES: Final = (
     *(Case(name=f"blur, sigma {s} µm", change=partial(degrade.blur, sigma_um=s), columns=FOCUS, sign=-1)
       for s in (1.0, 1.5, 2.0, 4.0)),
     *(Case(name=f"pen, {ink}", change=partial(degrade.pen, ink=ink), columns=("pen", f"pen_{ink}")) for ink in INKS),
-    *(Case(name=f"fold, {w:.0f} µm", change=partial(degrade.fold, width_um=w), columns=("fold",)) for w in (20.0, 30.0)),
+    Case(name="fold, 20 µm", change=partial(degrade.fold, width_um=20.0), columns=("fold",), goal=None),
+    Case(name="fold, 30 µm", change=degrade.fold, columns=("fold",)),
     *(Case(name=f"bubble, radius {r:.0f} µm", change=partial(degrade.bubble, radius_um=r), columns=("bubble",))
       for r in (60.0, 120.0, 400.0)),
     Case(name="glass, half", change=degrade.glass, columns=("blank",), goal=None),
@@ -75,15 +76,16 @@ def scores(
 ) -> Iterator[tuple[str, NDArray[np.float64], NDArray[np.float64]]]:
     """For each figure of a case: its name, and what it says of the clean and of the changed tiles, higher is worse.
 
-    ``clean`` are the figures of the tiles as they are. A figure that cannot be measured counts as the worst one: such a tile would not be taken for a good one.
+    ``clean`` are the figures of the tiles as they are. One that cannot be measured counts as the worst: nobody would
+    take such a tile for a good one.
     """
     rng = np.random.default_rng(seed)
     changed = figures(measures, [case.change(tile, rng, mpp) for tile in tiles], mpp)
     for column in case.columns:
-        pair = (
-            case.sign * np.nan_to_num(found[column].astype(float), nan=case.sign * 1e9) for found in (clean, changed)
+        before, after = (
+            np.nan_to_num(case.sign * found[column].astype(np.float64), nan=1e9) for found in (clean, changed)
         )
-        yield column, *pair
+        yield column, before, after
 
 
 def auroc(clean: NDArray[np.float64], changed: NDArray[np.float64]) -> float:

@@ -35,6 +35,7 @@ from histotl.embed._flow import Flow
 from histotl.embed._job import SlideJob, Work
 from histotl.embed._models import Model, load_models, warn_of_other_identity
 from histotl.embed._plan import plan_slide, sample_rows, source_digest, tissue_finder
+from histotl.embed._quality import figures_of, quality_extras
 from histotl.embed._reading import Feed
 from histotl.embed._slides import Account, list_entries, open_entry
 from histotl.embed._views import Views, views_of
@@ -42,6 +43,7 @@ from histotl.embed.config import EmbedConfig, TileConfig
 from histotl.embed.device import choose_planners, choose_workers, compute_settings
 from histotl.embed.summary import RunSummary
 from histotl.embed.telemetry import Clock
+from histotl.image.measures import Measures
 from histotl.image.stain.base import StainNormalizer, StainTransform
 from histotl.store import layout
 from histotl.store.embeddings import EmbeddingsMeta, EmbeddingsWriter, is_current
@@ -85,6 +87,7 @@ def embed_slides(
     stain = cast("StainNormalizer", create("stain", config.stain))
     finder = tissue_finder(tiling)
     views = views_of(config, tiling.tile_px)
+    measures = Measures.parse(config.quality)
     entries = list_entries(slides, tiling)
     device = choose_device(config.device)
     readers = choose_workers(config, device)
@@ -99,6 +102,7 @@ def embed_slides(
             finder=finder,
             stain=stain,
             views=views,
+            measures=measures,
             models=models,
             decoding=decoding,
             clock=clock,
@@ -120,6 +124,7 @@ class _Engine:
     finder: TissueFinder
     stain: StainNormalizer
     views: Views | None
+    measures: Measures
     models: tuple[Model, ...]
     decoding: DecoderChoice
     clock: Clock
@@ -150,6 +155,7 @@ class _Engine:
                     tuner=tuner,
                     one_transform=not self.stain.needs_fit,
                     views=self.views,
+                    figures=figures_of(self.measures, self.tiling.mpp),
                 )
                 flow.over(entries, self.prepare)
         finally:
@@ -231,7 +237,7 @@ class _Engine:
     @property
     def _extras(self) -> tuple[Extra, ...]:
         """What every file has beside features."""
-        return () if self.views is None else (self.views.spec,)
+        return (() if self.views is None else (self.views.spec,)) + quality_extras(self.measures)
 
     @cached_property
     def _specs(self) -> dict[str, object]:
@@ -242,6 +248,7 @@ class _Engine:
             "stain": canonical(self.stain),
             "tissue": canonical(self.finder),
             **({} if self.views is None else {"augment": str(self.views.chain)}),
+            "quality": list(self.measures.specs),
         }
 
     def _provenance(self, info: SlideInfo) -> Provenance:

@@ -32,12 +32,14 @@ from histotl.embed._filing import Filing
 from histotl.embed._interrupt import unbroken
 from histotl.embed._models import Model, load_models, warn_of_other_identity
 from histotl.embed._patch_set import Patch, PatchFacts, inspect_patch, list_patches, read_patch, set_name
+from histotl.embed._quality import figures_of, quality_extras
 from histotl.embed._reading import Batch, Feed, Turn
 from histotl.embed._views import Views, views_of
 from histotl.embed.config import EmbedConfig
 from histotl.embed.device import choose_workers, compute_settings, fixed_batch, largest_batch
 from histotl.embed.summary import Failure, RunSummary, write_failures
 from histotl.embed.telemetry import WAITING, Clock, Telemetry
+from histotl.image.measures import Measures
 from histotl.image.stain.base import StainNormalizer
 from histotl.store import layout
 from histotl.store.embeddings import EmbeddingsMeta, EmbeddingsWriter, is_current
@@ -76,6 +78,7 @@ def embed_patches(
     started, manifest, out = time.monotonic(), Path(manifest), Path(out)
     stain = cast("StainNormalizer", create("stain", config.stain))
     views = views_of(config, _TRIED_PX)
+    measures = Measures.parse(config.quality)
     patches = list_patches(manifest)
     device = choose_device(config.device)
     workers = choose_workers(config, device)
@@ -92,6 +95,7 @@ def embed_patches(
             config=config,
             stain=stain,
             views=views,
+            measures=measures,
             device=device,
             workers=workers,
             report=report,
@@ -128,6 +132,7 @@ class _PatchRun:
     config: EmbedConfig
     stain: StainNormalizer
     views: Views | None
+    measures: Measures
     device: torch.device
     workers: int
     report: Report
@@ -147,7 +152,7 @@ class _PatchRun:
     @property
     def extras(self) -> tuple[Extra, ...]:
         """What the file has beside features."""
-        return () if self.views is None else (self.views.spec,)
+        return (() if self.views is None else (self.views.spec,)) + quality_extras(self.measures)
 
     def embed(self, models: Sequence[Model]) -> Telemetry:
         """Read and embed all; seals the files only when no image failed."""
@@ -165,6 +170,9 @@ class _PatchRun:
                 rows = self._rows(event)
                 found = self._compute(compute, models, rows, event, feed)
                 # After a failure the rest is only read, so that all bad images are listed.
+                if self.measures.measures and found:
+                    *found, figures = found
+                    puts += [filing.put_quality(writer, rows, figures) for writer in writers]
                 for place, features in enumerate(found):
                     view, model = divmod(place, len(writers))
                     puts.append(filing.put(writers[model], rows, features, view=view - 1 if view else None))
@@ -222,6 +230,7 @@ class _PatchRun:
             models,
             partial(feed.release, batch),
             self._augments(rows),
+            figures_of(self.measures, math.nan),  # nobody knows the pixel size of a patch
         )
         return [] if self.failed else found
 
@@ -268,6 +277,7 @@ class _PatchRun:
             "backbones": [each.spec for each in models],
             "stain": canonical(self.stain),
             **({} if self.views is None else {"augment": str(self.views.chain)}),
+            "quality": list(self.measures.specs),
         }
         meta = EmbeddingsMeta(
             identity=model.identity,

@@ -40,7 +40,7 @@ def test_all_measures_have_their_own_columns() -> None:
 def test_a_text_names_measures_in_their_order() -> None:
     measures = Measures.parse("fold(width_um=30.0) + blank")
     assert measures.columns == ("fold", "blank")
-    assert measures.specs[0] == "fold(mpp=8.0, width_um=30.0)"
+    assert measures.specs[0] == "fold(mpp=4.0, width_um=30.0)"
     assert Measures.parse(" + ".join(measures.specs)) == measures
     assert Measures.parse("none")(tissue_tiles(), 0.5).shape == (6, 0)
 

@@ -4,7 +4,8 @@ Density doubles in a fold, which is what saturation and darkness show that other
 "Segmentation of folds in tissue section images", IEEE EMBC 2007; Kothari et al., "Eliminating tissue-fold artifacts in
 histopathological whole-slide images", JBHI 2013). Crowded nuclei are as dark; but folds are straight for tens of µm,
 and no straight line through glands stays on nuclei. So densities are averaged along lines in all directions (a Radon
-transform), and the densest band is compared with the tile's own tissue.
+transform), in green light, which both stains take, and the densest band is compared with the tile's own tissue and with
+what lies on either side of it.
 """
 
 from __future__ import annotations
@@ -27,15 +28,16 @@ _SHORTEST = 0.6
 
 _GLASS = 0.2
 _LEAST_TISSUE = 0.05
+_TOO_SHORT = -1.0
 
 
 @register("quality", "fold")
 @dataclass(frozen=True, kw_only=True)
 class Fold:
-    """Density of the densest straight band over that of the tile's tissue: 1 for none, towards 2 for a fold.
+    """Density of the densest straight band and its excess over both sides, over that of the tile's tissue.
 
-    A tile that lies in a fold as a whole has 1 too: compare its mean densities with the slide's. NaN where there is
-    hardly any tissue.
+    Even tissue has 1, glands up to 1.5, folds up to 3. A tile that lies in a fold as a whole has 1 too: compare its
+    mean densities with the slide's. NaN where there is hardly any tissue.
 
     Args:
         mpp: Pixel size in µm at which it is measured.
@@ -44,8 +46,8 @@ class Fold:
 
     columns: ClassVar[tuple[str, ...]] = ("fold",)
 
-    mpp: float = 8.0
-    width_um: float = 24.0
+    mpp: float = 4.0
+    width_um: float = 20.0
 
     def __post_init__(self) -> None:
         if not (self.mpp > 0 and self.width_um > 0):
@@ -54,32 +56,36 @@ class Fold:
 
     def __call__(self, view: TileView) -> torch.Tensor:
         """Measure, see :class:`~histotl.image.quality.base.QualityMeasure`."""
-        red, green, blue = view.densities(self.mpp)
-        density = (red + green + blue) / 3
+        density = view.densities(self.mpp)[1]
         b, h, w = density.shape
         width = max(1, round(self.width_um / view.pixel_um(self.mpp)))
-        if min(h, w) <= width:
+        if min(h, w) < 3 * width:
             return density.new_full((b, 1), torch.nan)
         pixels = density.flatten(1)
         tissue = (pixels > _GLASS).float()
         share = tissue.mean(1)
         usual = (pixels * tissue).mean(1) / share
-        places, weights = _lines(h, w, density.device)
-        along = (pixels[:, places] * weights).sum(3)
+        places, weights, too_short = _lines(h, w, density.device)
+        along = (pixels[:, places] * weights).sum(3) + too_short
         bands = torch.nn.functional.avg_pool1d(along, width, stride=1)
-        densest = bands.flatten(1).amax(1)
+        # The bands beside one begin half its width away from it.
+        away = min(width + (width + 1) // 2, (bands.shape[2] - 1) // 2)
+        middle, sides = bands[:, :, away:-away], torch.maximum(bands[:, :, : -2 * away], bands[:, :, 2 * away :])
+        excess = torch.where(sides > _TOO_SHORT, middle - sides, torch.zeros_like(sides))
+        densest = bands.flatten(1).amax(1) + excess.flatten(1).amax(1).clamp(min=0)
         return torch.where(share >= _LEAST_TISSUE, densest / usual, torch.nan)[:, None]
 
 
 @cache
-def _lines(h: int, w: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _lines(h: int, w: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Pixels on parallel lines: places in the flattened tile and weights, both (angles, lines, length).
 
-    The weights of a line add up to 1; those of a line that is too short are far below 0, so that no band has it.
+    The weights of a line add up to 1. The third, (angles, lines), is far below 0 for lines that are too short, so that
+    no band has one.
     """
     size = min(h, w)
     steps = np.arange(size) - (size - 1) / 2
-    places, weights = [], []
+    places, weights, short = [], [], []
     for angle in range(_ANGLES):
         c, s = math.cos(math.pi * angle / _ANGLES), math.sin(math.pi * angle / _ANGLES)
         y = (h - 1) / 2 + steps[:, None] * c + steps[None] * s
@@ -88,7 +94,9 @@ def _lines(h: int, w: int, device: torch.device) -> tuple[torch.Tensor, torch.Te
         row, col = np.clip(np.rint(y), 0, h - 1), np.clip(np.rint(x), 0, w - 1)
         length = inside.sum(1, keepdims=True)
         places.append((row * w + col).astype(np.int64))
-        weights.append(np.where(length >= _SHORTEST * size, inside / np.maximum(length, 1), -1.0))
+        weights.append(inside / np.maximum(length, 1))
+        short.append(np.where(length[:, 0] < _SHORTEST * size, 1e4 * _TOO_SHORT, 0.0))
     with torch.inference_mode(mode=False):
         index = torch.from_numpy(np.stack(places)).to(device)
-        return index, torch.from_numpy(np.stack(weights)).to(device=device, dtype=torch.float32)
+        share, far = (torch.from_numpy(np.stack(part)).to(device, torch.float32) for part in (weights, short))
+        return index, share, far
