@@ -15,7 +15,7 @@ from histotl.core.values import BackboneCard, FeatureIdentity, Level, SlideInfo,
 from histotl.learn.bags import ArrayRows, Bags
 from histotl.learn.config import TrainConfig
 from histotl.learn.fit import Labelled
-from histotl.store.embeddings import EmbeddingsMeta, EmbeddingsWriter
+from histotl.store.embeddings import EmbeddingsMeta, EmbeddingsWriter, QualitySpec
 
 DIM = 16
 
@@ -75,7 +75,15 @@ def write_patches() -> Callable[..., Path]:
 def write_slide() -> Callable[..., Path]:
     """Writes one slide's features; returns its file."""
 
-    def write(folder: Path, slide_id: str, x: np.ndarray, *, stain: str = "none", name: str = "scattering") -> Path:
+    def write(
+        folder: Path,
+        slide_id: str,
+        x: np.ndarray,
+        *,
+        stain: str = "none",
+        name: str = "scattering",
+        pen: np.ndarray | None = None,
+    ) -> Path:
         n, side = len(x), 448
         corners = np.stack([np.arange(n) % 8, np.arange(n) // 8], axis=1).astype(np.int64) * side
         level = Level(width=10_000, height=10_000, downsample=1.0)
@@ -108,10 +116,13 @@ def write_slide() -> Callable[..., Path]:
             slide=slide,
             grid=grid,
             source_fingerprint=slide_id,
+            extras=() if pen is None else (QualitySpec(columns=("pen",), measures=("pen()",)),),
         )
         path = folder / f"{slide_id}.h5"
         with EmbeddingsWriter(path, n=n, dim=x.shape[1], dtype="fp32", meta=meta) as writer:
             writer.put(np.arange(n), x.astype(np.float32))
+            if pen is not None:
+                writer.put_quality(np.arange(n), pen.astype(np.float32)[:, None])
             writer.seal()
         return path
 
