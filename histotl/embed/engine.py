@@ -35,7 +35,7 @@ from histotl.embed._flow import Flow
 from histotl.embed._job import SlideJob, Work
 from histotl.embed._models import Model, load_models, warn_of_other_identity
 from histotl.embed._plan import plan_slide, sample_rows, source_digest, tissue_finder
-from histotl.embed._quality import figures_of, quality_extras
+from histotl.embed._quality import figures_of, quality_extras, slide_quality
 from histotl.embed._reading import Feed
 from histotl.embed._slides import Account, list_entries, open_entry
 from histotl.embed._views import Views, views_of
@@ -160,8 +160,11 @@ class _Engine:
                 flow.over(entries, self.prepare)
         finally:
             account.write_failures()
+        # All models saw the same tiles: the files of the first one say it all.
+        files = (self._path(self.models[0], entry) for entry in entries)
+        quality = slide_quality((path for path in files if path.is_file()), self.measures)
         if not account.n_tiles:
-            return account.summary()
+            return replace(account.summary(), quality=quality)
         telemetry = measured(
             self.clock,
             self.models,
@@ -176,7 +179,7 @@ class _Engine:
             fallback_tiles=flow.totals.fallback_tiles,
             mbytes_read=flow.totals.bytes_read / 1e6,
         )
-        return account.summary(telemetry)
+        return replace(account.summary(telemetry), quality=quality)
 
     def warn_of_replacement(self) -> None:
         """Say, before the work, that files made with other options are where the new ones go: a folder has one kind."""

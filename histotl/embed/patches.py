@@ -32,7 +32,7 @@ from histotl.embed._filing import Filing
 from histotl.embed._interrupt import unbroken
 from histotl.embed._models import Model, load_models, warn_of_other_identity
 from histotl.embed._patch_set import Patch, PatchFacts, inspect_patch, list_patches, read_patch, set_name
-from histotl.embed._quality import figures_of, quality_extras
+from histotl.embed._quality import figures_of, quality_extras, slide_quality
 from histotl.embed._reading import Batch, Feed, Turn
 from histotl.embed._views import Views, views_of
 from histotl.embed.config import EmbedConfig
@@ -118,6 +118,7 @@ def embed_patches(
         n_tiles=len(patches) if done else 0,
         seconds=time.monotonic() - started,
         telemetry=telemetry if done else None,
+        quality=slide_quality([run.path(models[0])] if run.path(models[0]).is_file() else [], measures),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -15,6 +16,18 @@ from histotl.image._tile_view import TileView
 from histotl.image.quality.base import QualityMeasure
 
 ALL, NONE = "all", "none"
+
+DOUBTFUL: Mapping[str, str] = {
+    "focus_laplacian": "focus_laplacian < 1.0",
+    "focus_reblur": "focus_reblur < 0.6",
+    "pen": "pen > 0.03",
+    "fold": "fold > 1.9",
+    "bubble": "bubble > 0.3",
+    "blank": "blank > 0.5",
+    "blood": "blood > 0.1",
+}
+"""Column -> what a tile worth a look has, for summaries; between clean and degraded real tiles (benchmarks/quality).
+Nothing is left out for it: that is decided with conditions of one's own."""
 
 _CPU_TILES = 16
 """Tiles that are measured at a time on a CPU: as many as the caches hold, enough to make the calls cheap."""

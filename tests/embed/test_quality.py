@@ -34,9 +34,16 @@ def test_figures_are_those_of_the_raw_tiles(painted_slide: Path, tmp_path: Path)
     assert summary.ok
     assert summary.telemetry is not None
     assert summary.telemetry.seconds["quality"] > 0
+    (told,) = summary.quality
+    assert told.n_tiles == summary.n_tiles
+    assert told.doubtful["pen"] == 0
+    again = embed_slides(painted_slide, tmp_path, tiling=TILING, config=config)
+    assert (again.skipped, again.quality) == (1, (told,)), "files that were there are summed up too"
     with only_file(tmp_path) as file, open_slide(painted_slide) as slide:
         found, grid = file.quality, file.coords_l0
         assert found is not None
+        for column, median in told.medians.items():
+            assert median == pytest.approx(np.nanmedian(found.column(column)))
         assert grid is not None
         measures = Measures.parse("all")
         assert found.spec.columns == measures.columns
