@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 
 from histotl.core.errors import HistotlError
 from histotl.core.registry import PLUGIN_FOLDERS, available, canonical, create, plugin
+from histotl.image._tile_view import TileView
 
 # How to build what has no default: a small real case.
 ARGUMENTS: Mapping[tuple[str, str], str] = {
@@ -120,6 +122,36 @@ def check_augment(name: str) -> None:
     assert torch.equal(one, views), "a view depends on the batch"
 
 
+def check_quality(name: str) -> None:
+    measure = build("quality", name)
+    width = len(measure.columns)
+    assert width, "a measure gives at least one figure"
+    assert all(column.isidentifier() and column == column.lower() for column in measure.columns)
+    tiles = tissue_tiles(6, 128)
+    before = tiles.clone()
+
+    def figures(some: torch.Tensor, mpp: float) -> torch.Tensor:
+        return measure(TileView(tiles=some, mpp=mpp))
+
+    for mpp in (0.25, 0.5, 0.3, 20.0, math.nan):
+        found = figures(tiles, mpp)
+        assert found.shape == (6, width)
+        assert found.dtype == torch.float32
+        assert not found.isinf().any(), "what cannot be measured is NaN, not infinite"
+        split = torch.cat([figures(tiles[:1], mpp), figures(tiles[1:], mpp)])
+        assert torch.allclose(split, found, rtol=1e-4, atol=1e-5, equal_nan=True), "a figure depends on the batch"
+        order = torch.tensor([5, 3, 1, 0, 2, 4])
+        shuffled = figures(tiles[order], mpp)
+        assert torch.allclose(shuffled, found[order], rtol=1e-4, atol=1e-5, equal_nan=True), "the order matters"
+    assert torch.isfinite(figures(tiles, 0.5)).all(), "stained tissue can be measured"
+    assert torch.equal(tiles, before), "a measure must not change its input"
+    for level in (0, 128, 255):
+        for shape in ((1, 1), (5, 300), (224, 224)):
+            flat = figures(torch.full((2, *shape, 3), level, dtype=torch.uint8), 0.5)
+            assert flat.shape == (2, width)
+            assert not flat.isinf().any(), "a flat tile gives an infinite figure"
+
+
 def check_backbone(name: str) -> None:
     embedder = build("backbone", name).load(torch.device("cpu"))
     card = embedder.card
@@ -220,6 +252,7 @@ CHECKS: Mapping[str, Callable[[str], None]] = {
     "tissue": check_tissue,
     "stain": check_stain,
     "augment": check_augment,
+    "quality": check_quality,
     "backbone": check_backbone,
     "head": check_head,
     "aggregator": check_aggregator,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ def print_summary(summary: RunSummary, folder: Path, *, as_json: bool) -> int:
             markup=False,
         )
         _print_telemetry(summary)
+        _print_quality(summary)
     for flag in summary.flagged[:_SHOWN]:
         err().print(f"flagged: {flag.message}", markup=False, style="yellow")
         err().print(f"  hint: {flag.hint}", markup=False)
@@ -65,6 +67,18 @@ def _print_telemetry(summary: RunSummary) -> None:
     out().print("; ".join(text for text in (told.line, f"batches of {told.batch_size}", memory) if text), markup=False)
     if told.bottleneck:
         out().print(f"bottleneck: {told.bottleneck}", markup=False)
+
+
+def _print_quality(summary: RunSummary) -> None:
+    """Which share of all tiles is worth a look, and in which slides most of them are."""
+    total = sum(slide.n_tiles for slide in summary.quality)
+    shares = Counter[str]()
+    for slide in summary.quality:
+        for column, share in slide.doubtful.items():
+            shares[column] += share * slide.n_tiles / total  # type: ignore[assignment]  # typed for whole numbers
+    shown = ", ".join(f"{column} {share:.1%}" for column, share in shares.items() if share > 0)
+    if shown:
+        out().print(f"tiles worth a look: {shown}; by slide with --json, left out with train --keep", markup=False)
 
 
 def print_plan(

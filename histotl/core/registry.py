@@ -38,6 +38,7 @@ PLUGIN_FOLDERS: Mapping[str, str] = {
     "tissue": "histotl.wsi.tissue",
     "stain": "histotl.image.stain",
     "augment": "histotl.image.augment",
+    "quality": "histotl.image.quality",
     "backbone": "histotl.backbones",
     "head": "histotl.learn.heads",
     "aggregator": "histotl.learn.aggregators",

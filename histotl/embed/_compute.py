@@ -57,7 +57,7 @@ class Compute:
 
     Args:
         accelerator: The device.
-        clock: Gets the seconds of ``copy``, ``transform``, ``augment`` and ``forward``.
+        clock: Gets the seconds of ``copy``, ``quality``, ``transform``, ``augment`` and ``forward``.
     """
 
     def __init__(self, accelerator: Accelerator, clock: Clock) -> None:
@@ -71,6 +71,7 @@ class Compute:
         models: Sequence[Model],
         release: Callable[[], None],
         views: Sequence[Change] = (),
+        figures: Change | None = None,
     ) -> list[Features]:
         """One batch through all models.
 
@@ -80,15 +81,17 @@ class Compute:
             models: All get the same tiles.
             release: Called when ``tiles`` may be overwritten.
             views: Each makes an augmented view of the normalised tiles, on the device.
+            figures: Measures the quality of the tiles as they are, float32 (b, m).
 
         Returns:
-            Features of the tiles for every model, in order; then the same of every view.
+            Features of the tiles for every model, in order; then the same of every view; then the figures, if asked
+            for.
         """
         self._settle(most=max(0, self._accelerator.in_flight - 1))
         batch = _Queued(release=release)
         self._queued.append(batch)
         try:
-            return self._queue(batch, tiles, transform, models, views)
+            return self._queue(batch, tiles, transform, models, views, figures)
         finally:
             self._settle(most=self._accelerator.in_flight)
 
@@ -103,12 +106,19 @@ class Compute:
         transform: Change,
         models: Sequence[Model],
         views: Sequence[Change],
+        figures: Change | None,
     ) -> list[Features]:
         accelerator = self._accelerator
         with torch.inference_mode():
             on_device, begun, copied = accelerator.copy_in(tiles)
             batch.spans.append(("copy", begun, copied))
             ready = accelerator.mark()
+            measured_figures = []
+            if figures is not None:
+                begun = ready
+                measured_figures = [accelerator.copy_out(figures(on_device))]
+                ready = accelerator.mark()
+                batch.spans.append(("quality", begun, ready))
             normal = transform(on_device)
             normalised = accelerator.mark()
             batch.spans.append(("transform", ready, normalised))
@@ -124,7 +134,7 @@ class Compute:
                 last = accelerator.mark()
                 batch.spans += [("augment", begun, made), ("forward", made, last)]
                 copies += [accelerator.copy_out(features) for features in found]
-        return [Features(host=host, ready=mark) for host, mark in copies]
+        return [Features(host=host, ready=mark) for host, mark in copies + measured_figures]
 
     def _settle(self, *, most: int) -> None:
         """Wait for the oldest batches until no more than ``most`` are left; count their time, give back buffers."""
@@ -141,7 +151,7 @@ def measured(
 ) -> Telemetry:
     """The telemetry of a run from its clock and its device; ``facts`` are its other fields."""
     seconds = clock.seconds
-    busy = (seconds["transform"] + seconds["augment"] + seconds["forward"]) / wall_s if wall_s > 0 else 0.0
+    busy = sum(seconds[name] for name in ("quality", "transform", "augment", "forward")) / wall_s if wall_s > 0 else 0.0
     return Telemetry(
         seconds=seconds,
         wall_s=wall_s,

@@ -65,6 +65,18 @@ class Filing:
             self._waiting[0].exception()
         return self._submit(write)
 
+    def put_quality(
+        self, writer: EmbeddingsWriter, rows: npt.NDArray[np.int64], figures: Features, at: int = 0
+    ) -> Future[None]:
+        """File quality figures, which begin at place ``at`` of their batch, of some rows."""
+
+        def write() -> None:
+            values = figures.numpy()[at : at + len(rows)]
+            with self._clock.stage("write"):
+                writer.put_quality(rows, values)
+
+        return self._submit(write)
+
     def seal(self, writers: Sequence[EmbeddingsWriter]) -> Future[None]:
         """Give files their final names, after all that was put before."""
 

@@ -70,6 +70,7 @@ class Flow:
         tuner: Finds the batch size while running; None where it is fixed.
         one_transform: The stain transform is the same for all slides.
         views: The augmented views to make of every tile; None for none.
+        figures: Measures the quality of tiles; None where nobody asked.
     """
 
     def __init__(
@@ -83,10 +84,11 @@ class Flow:
         tuner: BatchTuner | None,
         one_transform: bool,
         views: Views | None = None,
+        figures: Change | None = None,
     ) -> None:
         self._feed, self._compute, self._filing, self._account = feed, compute, filing, account
         self._clock, self._tuner, self._one_transform = clock, tuner, one_transform
-        self._views = views
+        self._views, self._figures = views, figures
         self._tickets: dict[SlideTurn, _Ticket] = {}
         self.totals = ReadTotals()
 
@@ -141,6 +143,7 @@ class Flow:
             models,
             partial(self._feed.release, batch),
             self._augments(batch.segments),
+            self._figures,
         )
         found = self._account.attempt([segment.turn for segment in read], together)
         if found is not None:
@@ -155,6 +158,7 @@ class Flow:
                 models,
                 _nothing,
                 self._augments([segment]),
+                self._figures,
             )
             own = self._account.attempt([segment.turn], alone)
             if own is not None:
@@ -185,6 +189,9 @@ class Flow:
         ticket = self._tickets[segment.turn]
         rows = np.arange(segment.rows.start, segment.rows.stop, dtype=np.int64)
         writers = ticket.work.writers
+        if self._figures is not None:
+            *found, figures = found
+            ticket.puts += [self._filing.put_quality(writer, rows, figures, at) for writer in writers]
         for place, features in enumerate(found):
             view, model = divmod(place, len(writers))
             ticket.puts.append(self._filing.put(writers[model], rows, features, at, view=view - 1 if view else None))

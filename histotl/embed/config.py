@@ -92,6 +92,10 @@ class EmbedConfig:
     seed: int = 0
     """Seed of the views; with slide, tile and number of the view it decides every pixel of one."""
 
+    quality: str = "all"
+    """Quality figures of every tile, kept beside its features: all, none, or specs joined by '+' such as
+    'focus_laplacian + pen'; see `histotl list quality`."""
+
     dtype: FileDtype = "fp16"
     """Number format of the features on disk."""
 

@@ -35,6 +35,7 @@ from histotl.embed._flow import Flow
 from histotl.embed._job import SlideJob, Work
 from histotl.embed._models import Model, load_models, warn_of_other_identity
 from histotl.embed._plan import plan_slide, source_digest, tissue_finder
+from histotl.embed._quality import figures_of, quality_extras, slide_quality
 from histotl.embed._reading import Feed
 from histotl.embed._slides import Account, list_entries, open_entry
 from histotl.embed._views import Views, views_of
@@ -43,6 +44,7 @@ from histotl.embed.device import choose_planners, choose_workers, compute_settin
 from histotl.embed.stain_target import StainPlan, fallen_back, look_up, sample_slide
 from histotl.embed.summary import RunSummary
 from histotl.embed.telemetry import Clock
+from histotl.image.measures import Measures
 from histotl.image.stain.base import StainNormalizer, StainTransform
 from histotl.store import layout
 from histotl.store.embeddings import EmbeddingsMeta, EmbeddingsWriter, is_current, open_embeddings
@@ -85,6 +87,7 @@ def embed_slides(
     stain = cast("StainNormalizer", create("stain", config.stain))
     finder = tissue_finder(tiling)
     views = views_of(config, tiling.tile_px)
+    measures = Measures.parse(config.quality)
     entries = list_entries(slides, tiling)
     device = choose_device(config.device)
     readers = choose_workers(config, device)
@@ -101,6 +104,7 @@ def embed_slides(
             finder=finder,
             stain=plan,
             views=views,
+            measures=measures,
             models=models,
             decoding=decoding,
             clock=clock,
@@ -122,6 +126,7 @@ class _Engine:
     finder: TissueFinder
     stain: StainPlan
     views: Views | None
+    measures: Measures
     models: tuple[Model, ...]
     decoding: DecoderChoice
     clock: Clock
@@ -152,13 +157,17 @@ class _Engine:
                     tuner=tuner,
                     one_transform=not self.stain.needs_fit,
                     views=self.views,
+                    figures=figures_of(self.measures, self.tiling.mpp),
                 )
                 flow.over(entries, self.prepare)
         finally:
             account.write_failures()
         account.record_flags(self.tiling.spec, entries, self._fallbacks(entries))
+        # All models saw the same tiles: the files of the first one say it all.
+        files = (self._path(self.models[0], entry) for entry in entries)
+        quality = slide_quality((path for path in files if path.is_file()), self.measures)
         if not account.n_tiles:
-            return account.summary()
+            return replace(account.summary(), quality=quality)
         telemetry = measured(
             self.clock,
             self.models,
@@ -173,7 +182,7 @@ class _Engine:
             fallback_tiles=flow.totals.fallback_tiles,
             mbytes_read=flow.totals.bytes_read / 1e6,
         )
-        return account.summary(telemetry)
+        return replace(account.summary(telemetry), quality=quality)
 
     def warn_of_replacement(self) -> None:
         """Say, before the work, that files made with other options are where the new ones go: a folder has one kind."""
@@ -244,7 +253,7 @@ class _Engine:
     @property
     def _extras(self) -> tuple[Extra, ...]:
         """What every file has beside features."""
-        return () if self.views is None else (self.views.spec,)
+        return (() if self.views is None else (self.views.spec,)) + quality_extras(self.measures)
 
     @cached_property
     def _specs(self) -> dict[str, object]:
@@ -255,6 +264,7 @@ class _Engine:
             "stain": canonical(self.stain.normalizer),
             "tissue": canonical(self.finder),
             **({} if self.views is None else {"augment": str(self.views.chain)}),
+            "quality": list(self.measures.specs),
         }
 
     def _provenance(self, info: SlideInfo) -> Provenance:

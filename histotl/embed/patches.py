@@ -36,6 +36,7 @@ from histotl.embed._filing import Filing
 from histotl.embed._interrupt import unbroken
 from histotl.embed._models import Model, load_models, warn_of_other_identity
 from histotl.embed._patch_set import Patch, PatchFacts, inspect_patch, list_patches, read_patch, set_name
+from histotl.embed._quality import figures_of, quality_extras, slide_quality
 from histotl.embed._reading import Batch, Feed, Turn
 from histotl.embed._views import Views, views_of
 from histotl.embed.config import EmbedConfig
@@ -43,6 +44,7 @@ from histotl.embed.device import choose_workers, compute_settings, fixed_batch, 
 from histotl.embed.stain_target import StainPlan, fallen_back, look_up_patches
 from histotl.embed.summary import Failure, RunSummary, write_failures
 from histotl.embed.telemetry import WAITING, Clock, Telemetry
+from histotl.image.measures import Measures
 from histotl.image.stain.base import StainNormalizer
 from histotl.store import layout
 from histotl.store.embeddings import EmbeddingsMeta, EmbeddingsWriter, is_current
@@ -83,6 +85,7 @@ def embed_patches(
     started, manifest, out = time.monotonic(), Path(manifest), Path(out)
     stain = cast("StainNormalizer", create("stain", config.stain))
     views = views_of(config, _TRIED_PX)
+    measures = Measures.parse(config.quality)
     patches = list_patches(manifest)
     device = choose_device(config.device)
     workers = choose_workers(config, device)
@@ -101,6 +104,7 @@ def embed_patches(
             config=config,
             stain=plan,
             views=views,
+            measures=measures,
             device=device,
             workers=workers,
             report=report,
@@ -123,6 +127,7 @@ def embed_patches(
         n_tiles=len(patches) if done else 0,
         seconds=time.monotonic() - started,
         telemetry=telemetry if done else None,
+        quality=slide_quality([run.path(models[0])] if run.path(models[0]).is_file() else [], measures),
     )
 
 
@@ -137,6 +142,7 @@ class _PatchRun:
     config: EmbedConfig
     stain: StainPlan
     views: Views | None
+    measures: Measures
     device: torch.device
     workers: int
     report: Report
@@ -157,7 +163,7 @@ class _PatchRun:
     @property
     def extras(self) -> tuple[Extra, ...]:
         """What the file has beside features."""
-        return () if self.views is None else (self.views.spec,)
+        return (() if self.views is None else (self.views.spec,)) + quality_extras(self.measures)
 
     def embed(self, models: Sequence[Model]) -> Telemetry:
         """Read and embed all; seals the files only when no image failed."""
@@ -175,6 +181,9 @@ class _PatchRun:
                 rows = self._rows(event)
                 found = self._compute(compute, models, rows, event, feed)
                 # After a failure the rest is only read, so that all bad images are listed.
+                if self.measures.measures and found:
+                    *found, figures = found
+                    puts += [filing.put_quality(writer, rows, figures) for writer in writers]
                 for place, features in enumerate(found):
                     view, model = divmod(place, len(writers))
                     puts.append(filing.put(writers[model], rows, features, view=view - 1 if view else None))
@@ -233,6 +242,7 @@ class _PatchRun:
             models,
             partial(feed.release, batch),
             self._augments(rows),
+            figures_of(self.measures, math.nan),  # nobody knows the pixel size of a patch
         )
         return [] if self.failed else found
 
@@ -282,6 +292,7 @@ class _PatchRun:
             "backbones": [each.spec for each in models],
             "stain": canonical(self.stain.normalizer),
             **({} if self.views is None else {"augment": str(self.views.chain)}),
+            "quality": list(self.measures.specs),
         }
         meta = EmbeddingsMeta(
             identity=model.identity,

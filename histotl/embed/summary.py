@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +47,23 @@ class Failure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SlideQuality:
+    """What the quality figures of one slide (or patch set) come to.
+
+    Args:
+        slide_id: Its name.
+        n_tiles: Tiles in its file.
+        medians: Column -> median over the tiles that have the figure; None where none has.
+        doubtful: Column -> share of tiles worth a look, see :data:`histotl.image.measures.DOUBTFUL`.
+    """
+
+    slide_id: str
+    n_tiles: int
+    medians: Mapping[str, float | None]
+    doubtful: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunSummary:
     """Result of a stage over slides.
 
@@ -59,6 +76,7 @@ class RunSummary:
         n_tiles: Tiles planned (``tile``) or embedded (``embed``) in this run.
         seconds: Wall time.
         telemetry: Where the time went; None for ``tile`` and for runs in which nothing was embedded.
+        quality: Quality figures of every slide that has a file, also of those that were there before.
     """
 
     done: int
@@ -69,6 +87,7 @@ class RunSummary:
     n_tiles: int = 0
     seconds: float = 0.0
     telemetry: Telemetry | None = None
+    quality: tuple[SlideQuality, ...] = ()
 
     @property
     def ok(self) -> bool:

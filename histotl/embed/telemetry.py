@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-WORKING = ("plan", "read", "decode", "resample", "copy", "transform", "augment", "forward", "write")
+WORKING = ("plan", "read", "decode", "resample", "copy", "quality", "transform", "augment", "forward", "write")
 """Stages that do work: opening and planning; bytes off the disk; JPEG decoding; cutting and resampling; to the device;
-stain; augmented views; network; to the file."""
+quality figures; stain; augmented views; network; to the file."""
 
 WAITING = "wait"
 """The device's thread waits for tiles."""
@@ -61,7 +61,7 @@ class Telemetry:
         wall_s: From the first slide to the last file; loading the backbones is not in it.
         n_tiles: Tiles embedded.
         device: Where the network ran.
-        device_busy: Share of the wall time in which the device worked (stain, views and network), 0 to 1.
+        device_busy: Share of the wall time in which the device worked (quality, stain, views, network), 0 to 1.
         batch_size: Tiles in a full batch, at the end.
         readers: Threads that read.
         planners: Threads that opened and planned.
@@ -114,11 +114,14 @@ def _bottleneck(run: Telemetry) -> str:
         return ""
     waited = run.seconds.get(WAITING, 0.0) / run.wall_s
     on_gpu = run.device.startswith("cuda")
-    transform, augment, forward = (run.seconds.get(name, 0.0) for name in ("transform", "augment", "forward"))
+    stages = ("quality", "transform", "augment", "forward")
+    quality, transform, augment, forward = (run.seconds.get(name, 0.0) for name in stages)
     # A GPU must never starve; a CPU that works longer than it waits is itself what limits, whatever the first slide's
     # planning took.
-    if waited > _HUNGRY and (on_gpu or waited * run.wall_s > transform + augment + forward):
+    if waited > _HUNGRY and (on_gpu or waited * run.wall_s > quality + transform + augment + forward):
         return _hungry(run, waited)
+    if quality > max(transform, augment, forward):
+        return f"quality figures: {quality / run.wall_s:.0%} of the time; --quality none, or a GPU"
     if augment > max(transform, forward):
         return f"making views: {augment / run.wall_s:.0%} of the time; a simpler --augment, fewer --views, or a GPU"
     if transform > forward:

@@ -1,1 +1,1 @@
-"""Tiles become comparable: stain normalisation and augmentation."""
+"""Tiles become comparable: stain normalisation, augmentation, quality."""

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from histotl.core.condition import Condition
 from histotl.core.errors import IdentityError, StoreError, UsageError
 from histotl.core.values import BackboneCard, FeatureIdentity
 from histotl.learn.rows import FileRows, Indices, Rows
@@ -141,21 +143,27 @@ class BagStore:
         source: The rows.
         kind: ``slides``: one file a slide; ``patches``: rows are patch images.
         ids: Slides, or the paths of patches.
-        starts: int64 (len(ids) + 1,): rows of each id.
+        starts: int64 (len(ids),): first row of each id.
+        stops: int64 (len(ids),): the row after its last one.
         identity: What they were made by; None in files of other tools.
         card: The backbone; None in files of other tools.
         digests: Id of slide or patch set -> digest of its file.
         views: The augmented views that were asked for.
+        kept: bool (rows of ``source``,): those that may be used; None for all.
+        emptied: Names that have features, but no row that may be used; they are not among :attr:`ids`.
     """
 
     source: FileRows
     kind: Kind
     ids: tuple[str, ...]
     starts: Indices
+    stops: Indices
     identity: FeatureIdentity | None
     card: BackboneCard | None
     digests: dict[str, str]
     views: ViewSpec | None = None
+    kept: npt.NDArray[np.bool_] | None = None
+    emptied: tuple[str, ...] = ()
 
     @property
     def dim(self) -> int:
@@ -168,21 +176,23 @@ class BagStore:
         return "slide_id" if self.kind == "slides" else "path"
 
     @classmethod
-    def open(cls, features: Path | str, *, backbone: str = "", views: bool = False) -> BagStore:
+    def open(cls, features: Path | str, *, backbone: str = "", views: bool = False, keep: str = "") -> BagStore:
         """Open every embeddings file of a folder, or one file.
 
         Args:
             features: The folder or file.
             backbone: Which, when there are several.
             views: Augmented views are wanted too.
+            keep: Condition on the quality figures that rows must satisfy to be used; empty for all rows.
 
         Raises:
             StoreError: There are none, one has no row, or an id comes twice.
             CorruptFileError: A file is damaged.
             IdentityError: Files differ in backbone, tiling, stain or number format, or in the views wanted.
             UsageError: There are no views, though they are wanted; slides and patch sets are mixed, or several
-                backbones are there and none is chosen.
+                backbones are there and none is chosen; or a condition names what was not measured.
         """
+        condition = Condition.parse(keep) if keep else None
         files = [open_embeddings(path) for path in find_features(Path(features), backbone=backbone or None)]
         _check_same(files)
         spec = _common_views(files) if views else None
@@ -199,11 +209,19 @@ class BagStore:
             )
         source = FileRows(files, 0 if spec is None else spec.count)
         starts = np.arange(source.n + 1, dtype=np.int64) if kind == "patches" else source.starts
+        kept = None if condition is None else np.concatenate([_kept(file, condition) for file in files])
+        left = np.ones(len(ids), bool) if kept is None else np.add.reduceat(kept, starts[:-1]) > 0
+        if not left.any():
+            fact = f"{features}: no row of {source.n} satisfies {keep!r}"
+            raise StoreError(fact, hint="loosen the condition, or look at the figures of the files")
         return cls(
             source=source,
             kind=kind,
-            ids=tuple(ids),
-            starts=starts,
+            ids=tuple(name for name, some in zip(ids, left, strict=True) if some),
+            emptied=tuple(name for name, some in zip(ids, left, strict=True) if not some),
+            kept=kept,
+            starts=starts[:-1][left],
+            stops=starts[1:][left],
             identity=files[0].identity,
             card=files[0].card,
             digests={file.slide_id: file.digest for file in files},
@@ -212,8 +230,27 @@ class BagStore:
 
     def bags(self, groups: Sequence[Sequence[int]]) -> Bags:
         """Bags that join the rows of the given ids (by place in :attr:`ids`)."""
-        spans = [[np.arange(self.starts[i], self.starts[i + 1]) for i in group] for group in groups]
+        spans = [[self._rows(i) for i in group] for group in groups]
         return Bags.of(self.source, [np.concatenate(span).astype(np.int64) for span in spans])
+
+    def what_is_left_out(self, keep: str) -> str:
+        """One sentence about the names that a condition leaves no row of."""
+        n, shown = len(self.emptied), ", ".join(self.emptied[:5]) + (" …" if len(self.emptied) > 5 else "")
+        return f"{n} of the {self.kind} have no row that satisfies {keep!r}: {shown}"
+
+    def _rows(self, place: int) -> Indices:
+        rows = np.arange(self.starts[place], self.stops[place], dtype=np.int64)
+        return rows if self.kept is None else rows[self.kept[rows]]
+
+
+def _kept(file: Embeddings, condition: Condition) -> npt.NDArray[np.bool_]:
+    """Which rows of a file satisfy a condition on their figures."""
+    quality = file.quality
+    if quality is None:
+        cure = "run histotl embed again, with --quality all or the measures that the condition names"
+        raise StoreError(f"{file.path} has no quality figures, {condition.text!r} asks for some", hint=cure)
+    condition.check(quality.spec.columns)
+    return condition.holds({name: quality.column(name) for name in condition.columns})
 
 
 def _check_same(files: Sequence[Embeddings]) -> None:

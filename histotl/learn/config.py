@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Literal, TypeVar
 
+from histotl.core.condition import Condition
 from histotl.core.errors import UsageError
 from histotl.core.registry import create
 
@@ -36,6 +37,9 @@ class TrainConfig:
     """Column with train, val and test; when the table has none, patients are split by --fractions and --seed."""
     fractions: tuple[float, float, float] = (0.6, 0.2, 0.2)
     """Shares of train, val and test in a split made here."""
+    keep: str = ""
+    """Condition on the quality figures that tiles must satisfy, such as 'focus_laplacian > 0.5 and pen < 0.05'; NaN
+    satisfies no comparison. The model remembers it, and predict uses it too."""
     bag: str = ""
     """Column that gathers the rows of a patch set into bags, such as 'patient', for slide-level answers."""
     allow_missing_features: bool = False
@@ -79,6 +83,8 @@ class TrainConfig:
     """'auto', 'cpu', 'cuda' or 'cuda:1'."""
 
     def __post_init__(self) -> None:
+        if self.keep:
+            Condition.parse(self.keep)
         for name in ("fractions", "learning_rates", "ood"):
             object.__setattr__(self, name, _as_tuple(getattr(self, name)))
         if self.ood == (NO_GATE,):
@@ -129,6 +135,8 @@ class PredictConfig:
     tta: bool = False
     """Answer with the mean over plain features and all augmented views; needs features made with --views. The gate
     looks at plain features alone."""
+    keep: str = ""
+    """Condition on the quality figures that tiles must satisfy; empty: the one that the model was trained with."""
     tile_scores: bool = True
     """Write attention and OOD score of every tile, one file a slide."""
     batch_tiles: int = 16384
@@ -139,6 +147,8 @@ class PredictConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "table", _as_path(self.table))
         object.__setattr__(self, "splits", tuple(split.strip().lower() for split in _as_tuple(self.splits)))
+        if self.keep:
+            Condition.parse(self.keep)
         if self.batch_tiles < 1:
             raise UsageError(f"batch_tiles is {self.batch_tiles}", hint="give 1 or more, such as 16384")
         if self.splits and not self.table:

@@ -82,7 +82,8 @@ def predict(
     config, model_folder, out = config or PredictConfig(), Path(model), Path(out)
     check_folder(out)
     loaded = load_model(model_folder).to(choose_device(config.device))
-    store = BagStore.open(features, backbone=config.backbone, views=config.tta)
+    keep = config.keep or str(_setting(loaded, "keep") or "")
+    store = BagStore.open(features, backbone=config.backbone, views=config.tta, keep=keep)
     if store.kind != loaded.kind:
         raise IdentityError(
             f"the model was trained on {loaded.kind}, these are {store.kind}", hint=f"give features of {loaded.kind}"
@@ -90,6 +91,8 @@ def predict(
     loaded.check(store.identity, store.dim)
     chosen = choose(loaded, store, config)
     _tell(report, chosen)
+    if store.emptied:
+        report(Step(stage="predict", message=f"{store.what_is_left_out(keep)}; they get no answer"))
     clear_predictions(out)
     tiles = out / TILE_FOLDER if config.tile_scores and store.kind == "slides" else None
     parts: list[Columns] = []
@@ -104,13 +107,9 @@ def predict(
     frame = pd.DataFrame({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
     frame.insert(0, loaded.id_column, list(chosen.ids))
     frame["model_split"] = _splits_of(model_folder, loaded.id_column, chosen.ids)
-    write_predictions(
-        out,
-        frame,
-        tasks=loaded.tasks,
-        id_column=loaded.id_column,
-        meta=_meta(loaded, model_folder, features, config, store.views),
-    )
+    meta = _meta(loaded, model_folder, features, config, store.views)
+    meta |= {"keep": keep, "no_row_kept": list(store.emptied)}
+    write_predictions(out, frame, tasks=loaded.tasks, id_column=loaded.id_column, meta=meta)
     return out
 
 

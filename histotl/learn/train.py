@@ -15,7 +15,7 @@ import torch
 
 from histotl.core.atomic import atomic_path, write_text
 from histotl.core.device import choose_device
-from histotl.core.errors import UsageError
+from histotl.core.errors import TableError, UsageError
 from histotl.core.progress import Report, Step, silent
 from histotl.core.provenance import Provenance, file_digest
 from histotl.learn.bags import Bags, BagStore
@@ -92,6 +92,8 @@ def train(
     check_folder(out)
     store, level, cohort = _prepare(table, features, tasks, config)
     _tell(report, cohort)
+    if store.emptied:
+        report(Step(stage="train", message=store.what_is_left_out(config.keep)))
     train_set, val_set = (_labelled(cohort, split, level, store, config) for split in ("train", "val"))
     aggregator = config.aggregator if level == "slide" else ""
     fitted = fit(train_set, val_set, tasks=cohort.cases.tasks, config=config, aggregator=aggregator, report=report)
@@ -142,9 +144,15 @@ def _prepare(
     checked = check_names(tasks, reserved=config.bag)
     check_plugins(config)
     choose_device(config.device)
-    store = BagStore.open(features, backbone=config.backbone, views=config.views)
+    store = BagStore.open(features, backbone=config.backbone, views=config.views, keep=config.keep)
     level = pick_level(config, store)
-    return store, level, build_cohort(table, store, checked, config)
+    try:
+        return store, level, build_cohort(table, store, checked, config)
+    except TableError as error:
+        if not store.emptied:
+            raise
+        # Rows that lack features may lack them only under this condition.
+        raise TableError(f"{error.message}; {store.what_is_left_out(config.keep)}", hint=error.hint) from error
 
 
 def pick_level(config: TrainConfig, store: BagStore) -> Level:

@@ -77,6 +77,18 @@ SOURCES = {
             def __call__(self, tiles, seeds):
                 return tiles.flip(2)
         """,
+    "quality": """
+        @register("quality", "newcomer")
+        @dataclass(frozen=True, kw_only=True)
+        class Newcomer:
+            '''Mean level of green.'''
+
+            strength: float = 1.0
+            columns: ClassVar[tuple[str, ...]] = ("greenness",)
+
+            def __call__(self, view):
+                return view.green(2.0).mean((1, 2))[:, None] * self.strength
+        """,
     "backbone": """
         from histotl.core.values import BackboneCard
 
@@ -165,7 +177,7 @@ SOURCES = {
                 return (features.float() - state["mean"]).norm(dim=1)
         """,
 }
-HEAD = "from dataclasses import dataclass\n\nfrom histotl.core.registry import register\n"
+HEAD = "from dataclasses import dataclass\nfrom typing import ClassVar\n\nfrom histotl.core.registry import register\n"
 
 # Kind -> the flag of a verb that takes it by name. The rest are chosen by file, task kind or recipe.
 FLAGS = {

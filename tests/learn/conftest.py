@@ -16,7 +16,7 @@ from histotl.learn.bags import Bags
 from histotl.learn.config import TrainConfig
 from histotl.learn.fit import Labelled
 from histotl.learn.rows import ArrayRows
-from histotl.store.embeddings import EmbeddingsMeta, EmbeddingsWriter, ViewSpec
+from histotl.store.embeddings import EmbeddingsMeta, EmbeddingsWriter, QualitySpec, ViewSpec
 
 DIM = 16
 
@@ -107,6 +107,7 @@ def write_slide() -> Callable[..., Path]:
         name: str = "scattering",
         views: np.ndarray | None = None,
         view_seed: int = 0,
+        pen: np.ndarray | None = None,
     ) -> Path:
         n, side = len(x), 448
         corners = np.stack([np.arange(n) % 8, np.arange(n) // 8], axis=1).astype(np.int64) * side
@@ -140,12 +141,15 @@ def write_slide() -> Callable[..., Path]:
             slide=slide,
             grid=grid,
             source_fingerprint=slide_id,
-            extras=_extras(views, view_seed),
+            extras=_extras(views, view_seed)
+            + (() if pen is None else (QualitySpec(columns=("pen",), measures=("pen()",)),)),
         )
         path = folder / f"{slide_id}.h5"
         with EmbeddingsWriter(path, n=n, dim=x.shape[1], dtype="fp32", meta=meta) as writer:
             writer.put(np.arange(n), x.astype(np.float32))
             _put_views(writer, views)
+            if pen is not None:
+                writer.put_quality(np.arange(n), pen.astype(np.float32)[:, None])
             writer.seal()
         return path
 

@@ -1,0 +1,1 @@
+"""How well the quality figures find what was done to clean tiles."""

@@ -1,0 +1,59 @@
+"""Quality figures in the flow of a run: what measures them, and what the file says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from histotl.core.condition import Condition
+from histotl.core.errors import StoreError
+from histotl.embed._compute import Change
+from histotl.embed.summary import SlideQuality
+from histotl.image.measures import DOUBTFUL, Measures
+from histotl.store.embeddings import open_embeddings
+from histotl.store.extras import Extra, QualitySpec
+
+
+def figures_of(measures: Measures, mpp: float) -> Change | None:
+    """What measures tiles of a pixel size (µm; NaN where nobody knows it); None where nothing is to be measured."""
+    if not measures.measures:
+        return None
+
+    def measure(tiles: torch.Tensor) -> torch.Tensor:
+        return measures(tiles, mpp)
+
+    return measure
+
+
+def quality_extras(measures: Measures) -> tuple[Extra, ...]:
+    """What a file holds of these measures."""
+    return (QualitySpec(columns=measures.columns, measures=measures.specs),) if measures.measures else ()
+
+
+def slide_quality(files: Iterable[Path], measures: Measures) -> tuple[SlideQuality, ...]:
+    """Medians and shares of doubtful tiles in those of the files that are there; damaged ones are left to ``check``."""
+    if not measures.measures:
+        return ()
+    found = []
+    for path in files:
+        try:
+            with open_embeddings(path) as file:
+                quality, name, n = file.quality, file.slide_id, file.n
+        except StoreError:
+            continue
+        if quality is None or not n:
+            continue
+        values = {column: quality.column(column) for column in quality.spec.columns}
+        doubtful = {name: Condition.parse(text) for name, text in DOUBTFUL.items() if name in values}
+        found.append(
+            SlideQuality(
+                slide_id=name,
+                n_tiles=n,
+                medians={c: None if np.isnan(v).all() else float(np.nanmedian(v)) for c, v in values.items()},
+                doubtful={c: float(condition.holds(values).mean()) for c, condition in doubtful.items()},
+            )
+        )
+    return tuple(found)

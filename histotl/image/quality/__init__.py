@@ -1,0 +1,1 @@
+"""Quality measures: per-tile figures. ``base.py`` holds the contract."""
