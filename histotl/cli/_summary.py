@@ -27,9 +27,10 @@ def print_summary(summary: RunSummary, folder: Path, *, as_json: bool) -> int:
         rate = f", {summary.n_tiles / summary.seconds:.0f} tiles/s" if summary.n_tiles and summary.seconds > 0 else ""
         flagged = f", {len(summary.flagged)} flagged" if summary.flagged else ""
         busy = f", {summary.busy} left to another process" if summary.busy else ""
+        dropped = f" ({summary.dropped} dropped)" if summary.dropped else ""
         out().print(
             f"{summary.done} done, {summary.skipped} already there, {len(summary.failed)} failed{flagged}{busy}; "
-            f"{summary.n_tiles} tiles in {summary.seconds:.1f} s{rate} → {folder}",
+            f"{summary.n_tiles} tiles{dropped} in {summary.seconds:.1f} s{rate} → {folder}",
             markup=False,
         )
         _print_telemetry(summary)

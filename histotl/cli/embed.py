@@ -41,11 +41,12 @@ def embed(
     if dry_run:
         if patches:
             raise UsageError("--dry-run does not go with --patches", hint="leave one of them out")
+        from histotl.embed._quality import drop_condition
         from histotl.embed._views import views_of
         from histotl.image.measures import Measures
 
         views_of(config, tiling.tile_px)  # refuses an augmentation that cannot be read
-        Measures.parse(config.quality)  # and so does this a measure
+        drop_condition(config.drop, Measures.parse(config.quality))  # and so does this a measure or a condition
         return print_plan(slides, out, tiling, backbones=config.backbone, stain=config.stain, as_json=json)
     if patches and tiling != TileConfig():
         given = [f.name for f in dataclasses.fields(tiling) if getattr(tiling, f.name) != f.default]

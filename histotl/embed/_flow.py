@@ -51,11 +51,12 @@ class _Ticket:
 
 @dataclass(kw_only=True)
 class ReadTotals:
-    """What the readers of all slides did."""
+    """What the readers of all slides did, and how many tiles were left out before them."""
 
     jpeg_tiles: int = 0
     fallback_tiles: int = 0
     bytes_read: int = 0
+    dropped: int = 0
 
 
 class Flow:
@@ -112,6 +113,7 @@ class Flow:
     def _begin(self, turn: SlideTurn) -> None:
         job = self._account.attempt([turn], turn.prepared)
         if job is not None and job.work is not None and job.n_tiles:
+            self.totals.dropped += job.dropped
             self._tickets[turn] = _Ticket(turn=turn, work=job.work)
             return
         if job is not None:

@@ -43,6 +43,7 @@ class SlideJob:
         info: The slide; None unless ready.
         grid: Its tiles; likewise.
         work: None when it is only planned.
+        dropped: Tiles that were left out for their quality.
         held: Gives handles, unfinished files and locks back.
     """
 
@@ -50,6 +51,7 @@ class SlideJob:
     info: SlideInfo | None = None
     grid: TileGrid | None = None
     work: Work | None = None
+    dropped: int = 0
     held: ExitStack = field(default_factory=ExitStack)
 
     @property

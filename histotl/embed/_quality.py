@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from histotl.core.condition import Condition
-from histotl.core.errors import StoreError
+from histotl.core.errors import NoTissueError, StoreError
+from histotl.core.values import TileGrid
 from histotl.embed._compute import Change
 from histotl.embed.summary import SlideQuality
 from histotl.image.measures import DOUBTFUL, Measures
 from histotl.store.embeddings import open_embeddings
 from histotl.store.extras import Extra, QualitySpec
+from histotl.wsi.slide import Slide
+from histotl.wsi.tiles import TileReader
+
+_TOGETHER = 64
+"""Tiles that are read together for --drop."""
 
 
 def figures_of(measures: Measures, mpp: float) -> Change | None:
@@ -31,6 +38,40 @@ def figures_of(measures: Measures, mpp: float) -> Change | None:
 def quality_extras(measures: Measures) -> tuple[Extra, ...]:
     """What a file holds of these measures."""
     return (QualitySpec(columns=measures.columns, measures=measures.specs),) if measures.measures else ()
+
+
+def drop_condition(text: str, measures: Measures) -> Condition | None:
+    """The tiles that are to be left out; None for none.
+
+    Raises:
+        UsageError: It cannot be read, or names what is not measured.
+    """
+    if not text:
+        return None
+    condition = Condition.parse(text)
+    condition.check(measures.columns)
+    return condition
+
+
+def without_dropped(slide: Slide, grid: TileGrid, measures: Measures, drop: Condition) -> TileGrid:
+    """The tiles of a grid that do not satisfy a condition; all are read for it.
+
+    Raises:
+        NoTissueError: None is left.
+        SlideReadError: A region cannot be read.
+    """
+    columns = [measures.columns.index(name) for name in drop.columns]
+    found = []
+    with TileReader(slide, grid) as reader:
+        for start in range(0, len(grid), _TOGETHER):
+            tiles = torch.from_numpy(reader.read(slice(start, min(start + _TOGETHER, len(grid)))))
+            found.append(measures(tiles, grid.spec.mpp)[:, columns].numpy())
+    values = dict(zip(drop.columns, np.concatenate(found).T, strict=True))
+    kept = ~drop.holds(values)
+    if not kept.any():
+        fact = f"{slide.info.slide_id}: all of {len(grid)} tiles satisfy --drop {drop.text!r}"
+        raise NoTissueError(fact, hint="loosen the condition, or embed without it and use train --keep")
+    return replace(grid, coords_l0=grid.coords_l0[kept], tissue_fraction=grid.tissue_fraction[kept])
 
 
 def slide_quality(files: Iterable[Path], measures: Measures) -> tuple[SlideQuality, ...]:

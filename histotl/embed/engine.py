@@ -10,6 +10,7 @@ again.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -20,6 +21,7 @@ from typing import cast
 
 import torch
 
+from histotl.core.condition import Condition
 from histotl.core.device import choose_device
 from histotl.core.progress import Report, silent
 from histotl.core.provenance import Provenance
@@ -35,7 +37,7 @@ from histotl.embed._flow import Flow
 from histotl.embed._job import SlideJob, Work
 from histotl.embed._models import Model, load_models, warn_of_other_identity
 from histotl.embed._plan import plan_slide, source_digest, tissue_finder
-from histotl.embed._quality import figures_of, quality_extras, slide_quality
+from histotl.embed._quality import drop_condition, figures_of, quality_extras, slide_quality, without_dropped
 from histotl.embed._reading import Feed
 from histotl.embed._slides import Account, list_entries, open_entry
 from histotl.embed._views import Views, views_of
@@ -88,6 +90,7 @@ def embed_slides(
     finder = tissue_finder(tiling)
     views = views_of(config, tiling.tile_px)
     measures = Measures.parse(config.quality)
+    drop = drop_condition(config.drop, measures)
     entries = list_entries(slides, tiling)
     device = choose_device(config.device)
     readers = choose_workers(config, device)
@@ -105,6 +108,7 @@ def embed_slides(
             stain=plan,
             views=views,
             measures=measures,
+            drop=drop,
             models=models,
             decoding=decoding,
             clock=clock,
@@ -127,6 +131,7 @@ class _Engine:
     stain: StainPlan
     views: Views | None
     measures: Measures
+    drop: Condition | None
     models: tuple[Model, ...]
     decoding: DecoderChoice
     clock: Clock
@@ -182,7 +187,7 @@ class _Engine:
             fallback_tiles=flow.totals.fallback_tiles,
             mbytes_read=flow.totals.bytes_read / 1e6,
         )
-        return replace(account.summary(telemetry), quality=quality)
+        return replace(account.summary(telemetry), quality=quality, dropped=flow.totals.dropped)
 
     def warn_of_replacement(self) -> None:
         """Say, before the work, that files made with other options are where the new ones go: a folder has one kind."""
@@ -207,13 +212,19 @@ class _Engine:
                 return SlideJob(state=state)
             made = self._provenance(slide.info)
             grid = plan_slide(slide, self.tiling, self.finder, self.out, made, source)
+            planned = len(grid)
+            if self.drop is not None:
+                grid = without_dropped(slide, grid, self.measures, self.drop)
             transform = self._fit(slide, grid)
             tiles = held.enter_context(TileReader(slide, grid, decoder=self.decoding.decoder_for(slide, grid)))
-            made = replace(made, specs={**made.specs, "decoder": tiles.decoder})
-            files = _Files(info=slide.info, grid=grid, source=source, made=made, stain_state=transform.state)
+            dropped = planned - len(grid)
+            made = replace(made, specs={**made.specs, "decoder": tiles.decoder, "dropped": dropped})
+            files = _Files(
+                info=slide.info, grid=grid, source=self._source(source), made=made, stain_state=transform.state
+            )
             writers = tuple(held.enter_context(self._writer(model, entry, files)) for model in models)
             work = Work(tiles=tiles, transform=transform, models=models, writers=writers)
-            return SlideJob(state=state, info=slide.info, grid=grid, work=work, held=held.pop_all())
+            return SlideJob(state=state, info=slide.info, grid=grid, work=work, dropped=dropped, held=held.pop_all())
 
     def _fit(self, slide: Slide, grid: TileGrid) -> StainTransform:
         side = grid.spec.tile_px
@@ -248,7 +259,13 @@ class _Engine:
 
     def _is_current(self, model: Model, entry: SlideEntry, source: str) -> bool:
         path = self._path(model, entry)
-        return not self.config.overwrite and is_current(path, model.identity, source, self._extras)
+        return not self.config.overwrite and is_current(path, model.identity, self._source(source), self._extras)
+
+    def _source(self, tiles: str) -> str:
+        """What features come from: the tiles' own source, and which of them are left out."""
+        if self.drop is None:
+            return tiles
+        return hashlib.sha256(f"{tiles} {self.drop.text} {self.measures.specs}".encode()).hexdigest()[:16]
 
     @property
     def _extras(self) -> tuple[Extra, ...]:

@@ -25,7 +25,7 @@ import torch
 
 from histotl.core.atomic import write_text
 from histotl.core.device import choose_device
-from histotl.core.errors import SlideError
+from histotl.core.errors import SlideError, UsageError
 from histotl.core.progress import Report, Step, silent
 from histotl.core.provenance import Provenance
 from histotl.core.registry import canonical, create
@@ -85,6 +85,9 @@ def embed_patches(
     started, manifest, out = time.monotonic(), Path(manifest), Path(out)
     stain = cast("StainNormalizer", create("stain", config.stain))
     views = views_of(config, _TRIED_PX)
+    if config.drop:
+        cure = "leave it out here, and use train --keep on the same condition"
+        raise UsageError(f"--drop {config.drop!r} does not go with patches: the set is taken as it is", hint=cure)
     measures = Measures.parse(config.quality)
     patches = list_patches(manifest)
     device = choose_device(config.device)

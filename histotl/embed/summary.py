@@ -77,6 +77,7 @@ class RunSummary:
         seconds: Wall time.
         telemetry: Where the time went; None for ``tile`` and for runs in which nothing was embedded.
         quality: Quality figures of every slide that has a file, also of those that were there before.
+        dropped: Tiles of this run's slides that ``--drop`` left out.
     """
 
     done: int
@@ -88,6 +89,7 @@ class RunSummary:
     seconds: float = 0.0
     telemetry: Telemetry | None = None
     quality: tuple[SlideQuality, ...] = ()
+    dropped: int = 0
 
     @property
     def ok(self) -> bool:

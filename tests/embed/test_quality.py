@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from histotl.core.errors import UnknownNameError
+from histotl.core.errors import UnknownNameError, UsageError
 from histotl.embed.config import EmbedConfig, TileConfig
 from histotl.embed.engine import embed_slides
 from histotl.embed.patches import embed_patches
@@ -102,3 +103,44 @@ def test_patches_have_figures_whatever_their_size(tmp_path: Path) -> None:
         np.testing.assert_array_equal(file.quality.column("blank") == 1, [False, False, False, True])
         np.testing.assert_array_equal(np.isnan(file.quality.column("focus_laplacian")), [False, False, False, True])
         assert json.loads(file.provenance.to_json())["specs"]["quality"] == list(file.quality.spec.measures)
+
+
+def test_drop_leaves_tiles_out_and_says_how_many(painted_slide: Path, tmp_path: Path) -> None:
+    config = EmbedConfig(backbone=("color_stats",), dtype="fp32")
+    embed_slides(painted_slide, tmp_path / "all", tiling=TILING, config=config)
+    with only_file(tmp_path / "all") as file:
+        assert file.quality is not None
+        blank, whole, corners = file.quality.column("blank"), file.read(), file.coords_l0
+    limit = float(np.median(blank))
+    drop = replace(config, drop=f"blank > {limit!r}")
+    summary = embed_slides(painted_slide, tmp_path / "some", tiling=TILING, config=drop)
+    kept = ~(blank > limit)
+    assert 0 < kept.sum() < len(kept)
+    assert (summary.n_tiles, summary.dropped) == (kept.sum(), (~kept).sum())
+    with only_file(tmp_path / "some") as file:
+        np.testing.assert_array_equal(file.coords_l0, corners[kept])
+        np.testing.assert_allclose(file.read(), whole[kept], rtol=1e-6)
+        assert file.provenance is not None
+        assert file.provenance.specs["dropped"] == (~kept).sum()
+    assert embed_slides(painted_slide, tmp_path / "some", tiling=TILING, config=drop).skipped == 1
+    assert embed_slides(painted_slide, tmp_path / "some", tiling=TILING, config=config).done == 1, (
+        "nothing is dropped now"
+    )
+
+
+def test_a_slide_of_which_nothing_is_left_fails_and_the_others_go_on(painted_slide: Path, tmp_path: Path) -> None:
+    config = EmbedConfig(backbone=("color_stats",), drop="blank >= 0")
+    summary = embed_slides(painted_slide, tmp_path, tiling=TILING, config=config)
+    assert [failure.error for failure in summary.failed] == ["NoTissueError"]
+    assert "--drop" in summary.failed[0].message
+    assert not list(tmp_path.rglob("features_*/*.h5"))
+
+
+@pytest.mark.parametrize(
+    ("drop", "fact"), [("pne > 0.2", "pne"), ("pen >", "cannot be read"), ("1 > 0", "names nothing")]
+)
+def test_conditions_that_cannot_be_used(painted_slide: Path, tmp_path: Path, drop: str, fact: str) -> None:
+    with pytest.raises(UsageError, match=fact):
+        embed_slides(painted_slide, tmp_path, tiling=TILING, config=EmbedConfig(backbone=("color_stats",), drop=drop))
+    with pytest.raises(UsageError, match="does not go with patches"):
+        embed_patches(tmp_path, tmp_path / "out", config=EmbedConfig(backbone=("color_stats",), drop="pen > 0.2"))
