@@ -74,10 +74,8 @@ def without_dropped(slide: Slide, grid: TileGrid, measures: Measures, drop: Cond
     return replace(grid, coords_l0=grid.coords_l0[kept], tissue_fraction=grid.tissue_fraction[kept])
 
 
-def slide_quality(files: Iterable[Path], measures: Measures) -> tuple[SlideQuality, ...]:
-    """Medians and shares of doubtful tiles in those of the files that are there; damaged ones are left to ``check``."""
-    if not measures.measures:
-        return ()
+def slide_quality(files: Iterable[Path]) -> tuple[SlideQuality, ...]:
+    """Medians and shares of doubtful tiles in the files that have figures; damaged ones are left to ``check``."""
     found = []
     for path in files:
         try:

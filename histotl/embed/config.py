@@ -97,8 +97,8 @@ class EmbedConfig:
     'focus_laplacian + pen'; see `histotl list quality`."""
 
     drop: str = ""
-    """Condition on the quality figures of tiles that are left out for good, such as 'pen > 0.2 or blank > 0.9': each slide
-    is read twice for it. Empty for none: `train --keep` leaves tiles out without embedding again."""
+    """Condition on the quality figures of tiles that are left out for good, such as 'pen > 0.2 or blank > 0.9'; every
+    slide is read twice for it. Empty for none: `train --keep` leaves tiles out without embedding again."""
 
     dtype: FileDtype = "fp16"
     """Number format of the features on disk."""

@@ -169,8 +169,8 @@ class _Engine:
             account.write_failures()
         account.record_flags(self.tiling.spec, entries, self._fallbacks(entries))
         # All models saw the same tiles: the files of the first one say it all.
-        files = (self._path(self.models[0], entry) for entry in entries)
-        quality = slide_quality((path for path in files if path.is_file()), self.measures)
+        files = (self._path(self.models[0], entry) for entry in entries if self.measures.measures)
+        quality = slide_quality(path for path in files if path.is_file())
         if not account.n_tiles:
             return replace(account.summary(), quality=quality)
         telemetry = measured(

@@ -130,7 +130,7 @@ def embed_patches(
         n_tiles=len(patches) if done else 0,
         seconds=time.monotonic() - started,
         telemetry=telemetry if done else None,
-        quality=slide_quality([run.path(models[0])] if run.path(models[0]).is_file() else [], measures),
+        quality=slide_quality(path for path in [run.path(models[0])] if measures.measures and path.is_file()),
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from histotl.core.provenance import Provenance
+from histotl.embed.summary import SlideQuality
 from histotl.evaluate.config import EvaluateConfig
 from histotl.evaluate.gate import Gate, Selective
 from histotl.evaluate.intervals import CONFIDENCE, Estimate
@@ -66,6 +67,7 @@ class Evidence:
         outside: Predictions that the table does not know.
         source: Where the predictions came from.
         provenance: Who made this.
+        quality: Quality figures of the evaluated slides, or of the patch set; empty where none were measured.
     """
 
     config: EvaluateConfig
@@ -82,6 +84,7 @@ class Evidence:
     outside: int
     source: Source
     provenance: Provenance
+    quality: tuple[SlideQuality, ...] = ()
 
     @property
     def unit_name(self) -> str:
@@ -128,6 +131,7 @@ class Evidence:
             "missing_predictions": list(self.missing),
             "predictions_outside_table": self.outside,
             "notes": list(self.notes),
+            "quality": [asdict(slide) for slide in self.quality],
             "source": asdict(self.source),
             "config": asdict(self.config),
             "provenance": asdict(self.provenance),

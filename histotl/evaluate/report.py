@@ -19,6 +19,7 @@ from histotl.evaluate.evidence import Evidence, plural
 from histotl.evaluate.gate import GATE_LABELS
 from histotl.evaluate.intervals import Estimate
 from histotl.evaluate.methods import methods_text
+from histotl.evaluate.quality import quality_rows
 from histotl.evaluate.results import MEANINGS, TaskResult
 from histotl.evaluate.slides import SlideCard
 
@@ -57,6 +58,7 @@ def render_html(evidence: Evidence, cards: tuple[SlideCard, ...], no_pictures: s
             scatter=_svg(figures.scatter_figure),
             gate_figure=Markup(figures.gate_figure(evidence.gate) if evidence.gate else ""),  # noqa: S704 - made by matplotlib
             risk_figure=Markup(figures.risk_coverage_figure(evidence.selective)),  # noqa: S704 - made by matplotlib
+            quality=quality_rows(evidence.quality),
             methods=methods_text(evidence),
             gradient=_GRADIENT,
             n_bins=N_BINS,

@@ -18,6 +18,7 @@ from histotl.evaluate.config import EvaluateConfig
 from histotl.evaluate.evidence import Evidence
 from histotl.evaluate.gate import FAILURE, Selective, judge_failure, judge_gate
 from histotl.evaluate.measure import measure
+from histotl.evaluate.quality import quality_of
 from histotl.evaluate.report import render_html, render_markdown
 from histotl.evaluate.results import TaskResult
 from histotl.evaluate.rows import Joined, answers_of, join, majority_of
@@ -92,6 +93,7 @@ def evaluate_predictions(
         outside=joined.outside,
         source=source_of(answers, features),
         provenance=_provenance(answers, table, config),
+        quality=quality_of(features, joined.names),
     )
     return _write(evidence, answers, features, out, report)
 

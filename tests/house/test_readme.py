@@ -46,7 +46,8 @@ def test_blocks_run_in_order(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
             if "histotl.embed_slides" in block:
                 shutil.rmtree(folder / "work")
             exec(compile(block, str(README), "exec"), {})
-    assert (folder / "evaluation" / "report.html").is_file()
+    page = (folder / "evaluation" / "report.html").read_text(encoding="utf-8")
+    assert '<section id="quality">' in page, "the figures that embed measured have found their way to the page"
 
 
 def test_the_plugin_of_the_readme_keeps_its_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
