@@ -62,7 +62,7 @@ def embed(table: Path, weights: Path, out: Path) -> None:
     specs = backbones(weights)
     for name, stain in STAINS.items():
         config = histotl.EmbedConfig(
-            backbone=tuple(specs[b] for b in BACKBONES), stain=stain, views=VIEWS, augment=AUGMENT
+            backbone=tuple(specs[b] for b in BACKBONES), stain=stain, views=VIEWS, augment=AUGMENT, quality="none"
         )
         summary = histotl.embed_patches(table, features_of(out, name), config=config)
         if summary.failed:

@@ -9,10 +9,11 @@ from typing import cast
 import torch
 
 from benchmarks.speed.harness import Case, Figure, Measured, NotMeasured, case
-from benchmarks.speed.inputs import Inputs
+from benchmarks.speed.inputs import MPP, Inputs
 from histotl.backbones._preprocess import prepare
 from histotl.core.registry import create
 from histotl.core.values import BackboneCard
+from histotl.image.measures import Measures
 from histotl.image.stain.base import StainNormalizer
 
 CONVERSION = "uint8 → float32 of the same tiles (floor)"
@@ -120,4 +121,20 @@ def prepared(inputs: Inputs) -> Case:
         same=lambda ready, plain: ready.numel() == plain.numel(),
         units=REPEATS * len(tiles),
         unit="tiles",
+    )
+
+
+@case("pixels/quality")
+def quality(inputs: Inputs) -> Case:
+    """All quality figures of tiles at 0.5 µm a pixel."""
+    tiles, measures = inputs.batch, Measures.parse("all")
+    return Case(
+        name=f"quality figures, {len(measures.columns)} of each tile",
+        against=CONVERSION,
+        ours=lambda: _repeated(lambda: measures(tiles, MPP)),
+        reference=lambda: _repeated(lambda: tiles.to(torch.float32)),
+        same=lambda found, plain: len(found) == len(plain),
+        units=REPEATS * len(tiles),
+        unit="tiles",
+        figures=(Figure(text="{} ms a tile", of=lambda s: s.ours / (REPEATS * len(tiles)) * 1e3, goal=0.5),),
     )
