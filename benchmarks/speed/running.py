@@ -33,11 +33,12 @@ _RESIDENT = 512
 
 
 def embed(slides: Path, out: Path, *backbones: str, tiling: TileConfig | None = None, dtype: str = "") -> RunSummary:
-    """Embed on the CPU with the defaults of the command, all slides or an error."""
+    """Embed on the CPU as the command does, but for the quality figures: what is beside it in the table has none.
+
+    All slides, or an error.
+    """
     options = {"dtype": dtype} if dtype else {}
-    # The engine against the bare network and against tools that measure no quality; what that costs is a case of its own.
-    chosen = {"quality": "none", **options}
-    config = EmbedConfig(backbone=backbones, device="cpu", overwrite=True, **chosen)  # type: ignore[arg-type]
+    config = EmbedConfig(backbone=backbones, device="cpu", overwrite=True, quality="none", **options)  # type: ignore[arg-type]
     summary = embed_slides(slides, out, tiling=tiling or TileConfig(), config=config)
     if summary.failed:
         raise RuntimeError(str(summary.failed[0]))
