@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 import tempfile
 import warnings
@@ -72,7 +73,7 @@ def in_openvino(whole: torch.nn.Module, example: torch.Tensor, name: str, thread
         "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": False,  # cores are shared with the threads that decode
     }
-    with _quiet_tracing(), torch.inference_mode(mode=False), torch.no_grad():
+    with _quiet_tracing(), _own_logging(), torch.inference_mode(mode=False), torch.no_grad():
         try:
             model = openvino.convert_model(whole, example_input=example, input=[(shape, openvino.Type.u8)])
             request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
@@ -146,6 +147,18 @@ def _import(package: str, *, extra: str) -> Any:
     except ImportError as error:
         cure = f"pip install 'histotl[{extra}]', or {_BACK}"
         raise MissingDependencyError(f"--runtime {extra}: {package} cannot be imported: {error}", hint=cure) from error
+
+
+@contextmanager
+def _own_logging() -> Iterator[None]:
+    """Give the program's logging back: OpenVINO leaves it at errors only when a conversion fails."""
+    root = logging.getLogger()
+    level, handlers, filters = root.level, root.handlers[:], root.filters[:]
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:], root.filters[:] = handlers, filters
 
 
 @contextmanager

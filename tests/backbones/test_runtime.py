@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import subprocess
 import sys
@@ -206,6 +207,9 @@ def test_a_network_that_cannot_be_converted(runtime: str) -> None:
     card = BackboneCard(name="odd", dim=0, pooling="none", input_px=16, mean=(0.5,) * 3, std=(0.2,) * 3)
     module = Untraceable()
     embedder = finish(module, module, card, CPU, arguments={})
+    root = logging.getLogger()
+    before = root.level, list(root.handlers), list(root.filters)
     with pytest.raises(SetupError, match="odd cannot be") as caught:
         use(embedder, runtime)
     assert caught.value.hint == "use --runtime torch"
+    assert (root.level, root.handlers, root.filters) == before, "warnings of the program would be silent from now on"
