@@ -13,7 +13,6 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -217,9 +216,13 @@ def _kept(stain: TargetedNormalizer, cohort: Callable[[], Estimate], where: str,
             layout.prepare_output(out)
             path.parent.mkdir(exist_ok=True)
             write_text(mine, found.to_json())
-            with suppress(FileExistsError):
+            try:
                 os.link(mine, path)  # the first of several processes wins
-            mine.unlink()
+            except FileExistsError:
+                pass
+            except OSError:
+                mine.replace(path)  # a file system without links: there the last one wins
+            mine.unlink(missing_ok=True)
         except OSError as error:
             raise cannot_write(path, error) from error
     return read_estimate(path)

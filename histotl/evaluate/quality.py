@@ -38,8 +38,9 @@ def quality_of(features: Features, names: Collection[str]) -> tuple[SlideQuality
 
     Files that were made without figures have none.
     """
-    chosen = {name: path for name, path in features.files.items() if name in names}
-    return slide_quality((chosen or features.files).values())
+    identity = None if features.example is None else features.example.identity
+    is_patch_set = identity is not None and "patches" in identity.tiles
+    return slide_quality(path for name, path in features.files.items() if is_patch_set or name in names)
 
 
 def quality_rows(slides: Sequence[SlideQuality]) -> tuple[QualityRow, ...]:

@@ -167,6 +167,17 @@ def test_the_cohorts_stain_stands_in(one_colour, tmp_path, tiling, config):
     assert "fallback='cohort:" in found.identity.stain  # the identity says which cohort
 
 
+def test_a_disk_without_links_keeps_the_cohorts_stain_too(slides, tmp_path, tiling, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError("links are not supported")
+
+    wanted = planned("macenko(target='cohort')", slides, tmp_path / "linked", tiling).normalizer
+    monkeypatch.setattr("os.link", refuse)
+    assert planned("macenko(target='cohort')", slides, tmp_path / "plain", tiling).normalizer == wanted
+    (kept,) = (tmp_path / "plain" / "stain").iterdir()  # and no part of it lies beside it
+    assert kept.suffix == ".json"
+
+
 def test_a_cohort_without_a_stain_is_refused(tmp_path, tiling, config):
     slides = tmp_path / "slides"
     slides.mkdir()
