@@ -20,6 +20,7 @@ import torch
 from histotl.core.errors import HistotlError
 from histotl.core.registry import PLUGIN_FOLDERS, available, canonical, create, plugin
 from histotl.image._tile_view import TileView
+from histotl.learn.sharing.base import SharingShape
 
 # How to build what has no default: a small real case.
 ARGUMENTS: Mapping[tuple[str, str], str] = {
@@ -195,25 +196,56 @@ def check_head(name: str) -> None:
         assert torch.allclose(values.sum(1), torch.ones(40, dtype=torch.float64)), "probabilities do not sum to 1"
 
 
+TASKS = (("type", 3), ("dysplasia", 1))
+
+
 def check_aggregator(name: str) -> None:
     torch.manual_seed(0)
-    module = build("aggregator", name).build(12).double().eval()
+    module = build("aggregator", name).build(12, TASKS).double().eval()
     sizes = [1, 7, 30, 2]
     offsets = torch.tensor([0, *np.cumsum(sizes)])
     x = torch.randn(int(offsets[-1]), 12, dtype=torch.float64)
     coords = torch.randint(0, 5000, (len(x), 2))
     with torch.inference_mode():
         packed = module(x, offsets, coords)
-        assert packed.bags.shape == (4, module.out_dim)
+        assert packed.bags.shape in ((4, module.out_dim), (4, len(TASKS), module.out_dim))
+        assert all(packed.direct[task].shape == (4, outputs) for task, outputs in TASKS if task in packed.direct)
         for b, (start, stop) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
             alone = module(x[start:stop], torch.tensor([0, stop - start]), coords[start:stop])
             assert torch.allclose(alone.bags[0], packed.bags[b], atol=1e-10), "a bag depends on the others"
+            for task, answer in packed.direct.items():
+                assert torch.allclose(alone.direct[task][0], answer[b], atol=1e-10), "an answer depends on the others"
             shuffle = torch.randperm(stop - start) + start
             mixed = module(x[shuffle], torch.tensor([0, stop - start]), coords[shuffle])
             assert torch.allclose(mixed.bags[0], packed.bags[b], atol=1e-10), "the order of tiles matters"
+            for task, answer in mixed.direct.items():
+                assert torch.allclose(answer[0], packed.direct[task][b], atol=1e-10), "the order of tiles matters"
+            for task, parts in packed.parts.items():
+                whole = parts[start:stop].sum(0) + packed.offset[task]
+                assert torch.allclose(whole, packed.direct[task][b], atol=1e-10), "the parts do not sum to the answer"
             if packed.weights is not None:
-                assert torch.isclose(packed.weights[start:stop].sum(), torch.tensor(1.0, dtype=torch.float64))
+                shares = packed.weights[start:stop].sum(0)
+                assert torch.allclose(shares, torch.ones_like(shares)), "shares do not sum to 1"
         assert torch.equal(module(x, offsets, coords).bags, packed.bags), "two calls in evaluation mode differ"
+
+
+def check_sharing(name: str) -> None:
+    torch.manual_seed(0)
+    for hidden in (0, 8):
+        shape = SharingShape(width=12, hidden=hidden, dropout=0.5, n_tasks=3)
+        module = build("sharing", name).build(shape).double().eval()
+        bags = torch.randn(5, 12, dtype=torch.float64)
+        with torch.inference_mode():
+            found = module(bags)
+            assert found.shape == (5, 3, module.out_dim)
+            each = module(bags[:, None].expand(-1, 3, -1))
+            assert torch.allclose(each, found, atol=1e-10), "the same vector for each task is the same as one for all"
+            alone = torch.cat([module(bag[None]) for bag in bags])
+            assert torch.allclose(alone, found, atol=1e-10), "a bag depends on the others"
+        penalty = module.penalty()
+        assert penalty is None or (penalty.shape == () and penalty >= 0)
+        single = build("sharing", name).build(dataclasses.replace(shape, n_tasks=1)).double().eval()
+        assert single(bags).shape == (5, 1, single.out_dim), "one task must do, too"
 
 
 def check_balancing(name: str) -> None:
@@ -256,6 +288,7 @@ CHECKS: Mapping[str, Callable[[str], None]] = {
     "backbone": check_backbone,
     "head": check_head,
     "aggregator": check_aggregator,
+    "sharing": check_sharing,
     "balancing": check_balancing,
     "ood": check_ood,
 }

@@ -42,6 +42,7 @@ PLUGIN_FOLDERS: Mapping[str, str] = {
     "backbone": "histotl.backbones",
     "head": "histotl.learn.heads",
     "aggregator": "histotl.learn.aggregators",
+    "sharing": "histotl.learn.sharing",
     "balancing": "histotl.learn.balancing",
     "ood": "histotl.learn.ood",
 }

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from histotl.core.registry import create
 from histotl.learn.bags import Bags
+from histotl.learn.balancing.base import Balancing
 from histotl.learn.config import TrainConfig
-from histotl.learn.network import Network, evaluating, seeded
+from histotl.learn.network import Network, Output, evaluating, seeded
 from histotl.learn.objective import Objective
 
 CHECKPOINTS = 20
@@ -67,16 +70,16 @@ class Data:
         *,
         max_tiles: int = 0,
         rng: np.random.Generator | None = None,
-    ) -> dict[str, torch.Tensor]:
+    ) -> Output:
         """Outputs of the network on some bags."""
         if self.pooled is not None:
-            return network.answer(self.pooled[torch.from_numpy(rows).to(self.pooled.device)])
+            return Output(tasks=network.answer(self.pooled[torch.from_numpy(rows).to(self.pooled.device)]))
         if self.bags is None:
             raise ValueError("neither vectors nor bags")
         packed = self.bags.gather(rows, max_tiles=max_tiles, rng=rng, mixed=self.mixed)
         device = self.targets.device
         coords = None if packed.coords is None else packed.coords.to(device)
-        return network(packed.x.to(device), packed.offsets, coords).tasks  # type: ignore[no-any-return]
+        return network(packed.x.to(device), packed.offsets, coords)  # type: ignore[no-any-return]
 
     def parts(self) -> Iterator[npt.NDArray[np.int64]]:
         """All bags in blocks that fit into one pass."""
@@ -99,7 +102,7 @@ def train_one(
     optimizer, schedule = _optimizer(network, config, rate, steps)
     average = [p.detach().clone() for p in network.parameters()]
     best, kept, history, seen = math.inf, average, [], []
-    mode = network.training
+    rule, mode = cast("Balancing", create("balancing", config.balancing)), network.training
     with seeded(seed):
         network.train()
         for step, rows in zip(
@@ -107,7 +110,9 @@ def train_one(
         ):
             outputs = data.outputs(network, rows, max_tiles=config.max_tiles, rng=rng)
             chosen = data.targets[torch.from_numpy(rows).to(data.targets.device)]
-            loss = objective.total(objective.losses(outputs, chosen))
+            loss = rule.total(objective.losses(outputs.tasks, chosen), objective.priors)
+            extra = network.auxiliary(outputs, objective.judge(chosen))
+            loss = loss if extra is None else loss + extra
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -173,7 +178,7 @@ def _look(network: Network, average: list[torch.Tensor], objective: Objective, c
     _load(network, average)
     try:
         with evaluating(network):
-            parts = [check.outputs(network, rows) for rows in check.parts()]
+            parts = [check.outputs(network, rows).tasks for rows in check.parts()]
             joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
             return objective.losses(joined, check.targets)
     finally:

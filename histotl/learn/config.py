@@ -44,6 +44,8 @@ class TrainConfig:
     """Column that gathers the rows of a patch set into bags, such as 'patient', for slide-level answers."""
     allow_missing_features: bool = False
     """Train on the rows that have features when some rows of train and val have none."""
+    sharing: str = "hard"
+    """What tasks share, as a spec: 'hard' is one trunk for all."""
     balancing: str = "equal"
     """How the losses of several tasks are weighed, as a spec."""
     class_balance: ClassBalance = "balanced"
@@ -164,9 +166,14 @@ def check_plugins(config: TrainConfig) -> None:
         UnknownNameError: No plug-in of that name.
         SpecError: The text of a component cannot be read, or has a wrong argument.
     """
-    for kind, specs in (("aggregator", (config.aggregator,)), ("balancing", (config.balancing,)), ("ood", config.ood)):
+    for kind, specs in _components(config):
         for spec in specs:
             create(kind, spec)
+
+
+def _components(config: TrainConfig) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    single = ("aggregator", "sharing", "balancing")
+    return (*((kind, (str(getattr(config, kind)),)) for kind in single), ("ood", config.ood))
 
 
 def _as_tuple(value: Sequence[T] | str) -> tuple[T | str, ...]:

@@ -99,13 +99,14 @@ def fit(
     if not len(val.bags):
         raise TableError("no row of val has a label", hint="label some, or let --fractions make a split")
     device = choose_device(config.device)
-    objective = Objective(tasks, train.targets, balancing=config.balancing, class_balance=config.class_balance)
+    objective = Objective(tasks, train.targets, class_balance=config.class_balance)
     architecture = Architecture(
         in_dim=train.bags.source.dim,
         aggregator=aggregator,
         hidden=config.hidden,
         dropout=config.dropout,
         outputs=objective.n_outputs(),
+        sharing=config.sharing,
     )
     objective.to(device)
     first = Network(architecture, config.seed).to(device)

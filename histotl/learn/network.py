@@ -1,4 +1,4 @@
-"""The network: standardise, aggregate, a trunk that all tasks share, one linear layer a task."""
+"""The network: standardise, aggregate, what tasks share, one linear layer a task."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ import torch
 from torch import nn
 
 from histotl.core.registry import create
-from histotl.learn.aggregators.base import Aggregated, Aggregator, AggregatorModule
-
-REDUNDANT_WIDTH = 128
-"""Narrower vectors get less dropout on the trunk's input, in proportion."""
+from histotl.learn.aggregators.base import Aggregated, Aggregator, AggregatorModule, Judge, Outputs, Supervised
+from histotl.learn.sharing.base import Sharing, SharingModule, SharingShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +26,15 @@ class Architecture:
         hidden: Width of the trunk, 0 for none.
         dropout: On the trunk's input (less where it is narrow) and output.
         outputs: (task name, outputs of its linear layer), in the order of the tasks.
+        sharing: Spec of what tasks share.
     """
 
     in_dim: int
     aggregator: str
     hidden: int
     dropout: float
-    outputs: tuple[tuple[str, int], ...]
+    outputs: Outputs
+    sharing: str = "hard"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +43,16 @@ class Output:
 
     Args:
         tasks: Task name -> float (B, o).
-        weights: float (N,), each tile's share in its bag, or None.
+        pooled: What the aggregator made; None where bags were pooled before.
     """
 
     tasks: dict[str, torch.Tensor]
-    weights: torch.Tensor | None = None
+    pooled: Aggregated | None = None
+
+    @property
+    def weights(self) -> torch.Tensor | None:
+        """Each tile's share in its bag, float (N,) or (N, k), or None."""
+        return None if self.pooled is None else self.pooled.weights
 
 
 class Network(nn.Module):
@@ -72,7 +77,8 @@ class Network(nn.Module):
         with seeded(seed):
             self.aggregator = _aggregator(architecture)
             width = architecture.in_dim if self.aggregator is None else self.aggregator.out_dim
-            self.trunk, out = _trunk(width, architecture)
+            self.sharing = _sharing(width, architecture)
+            out = self.sharing.out_dim
             self.heads = nn.ModuleList([_head(out, n, name, seed) for name, n in architecture.outputs])
         self.register_buffer("mean", torch.zeros(architecture.in_dim))
         self.register_buffer("std", torch.ones(architecture.in_dim))
@@ -93,14 +99,24 @@ class Network(nn.Module):
         return self.aggregator(x, offsets, coords)
 
     def answer(self, bags: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Trunk and heads on bag vectors (B, d)."""
-        shared = self.trunk((bags - self.bag_mean) / self.bag_std)
-        return {name: head(shared) for name, head in zip(self.names, self.heads, strict=True)}
+        """What tasks share, and their linear layers, on bag vectors (B, d) or (B, t, d)."""
+        shared = self.sharing((bags - self.bag_mean) / self.bag_std)
+        return {name: head(shared[:, i]) for i, (name, head) in enumerate(zip(self.names, self.heads, strict=True))}
 
     def forward(self, x: torch.Tensor, offsets: torch.Tensor, coords: torch.Tensor | None = None) -> Output:
         """Float32 (N, D) tiles of packed bags into outputs."""
         pooled = self.pool(x, offsets, coords)
-        return Output(tasks=self.answer(pooled.bags), weights=pooled.weights)
+        direct = dict(pooled.direct)
+        answers = direct if direct.keys() >= set(self.names) else self.answer(pooled.bags) | direct
+        return Output(tasks={name: answers[name] for name in self.names}, pooled=pooled)
+
+    def auxiliary(self, output: Output, judge: Judge) -> torch.Tensor | None:
+        """What the parts add to the training loss beside the losses of the tasks, a scalar; None for nothing."""
+        terms = [self.sharing.penalty()]
+        if isinstance(self.aggregator, Supervised) and output.pooled is not None:
+            terms.append(self.aggregator.auxiliary(output.pooled, judge))
+        found = [term for term in terms if term is not None]
+        return torch.stack(found).sum() if found else None
 
 
 @contextmanager
@@ -130,21 +146,15 @@ def _aggregator(architecture: Architecture) -> AggregatorModule | None:
     if not architecture.aggregator:
         return None
     maker = cast("Aggregator", create("aggregator", architecture.aggregator))
-    return maker.build(architecture.in_dim)
+    return maker.build(architecture.in_dim, architecture.outputs)
 
 
-def _trunk(width: int, architecture: Architecture) -> tuple[nn.Module, int]:
-    # A wide vector is redundant and is trained better with half of it hidden; of six colour numbers each counts.
-    entry = architecture.dropout * min(1.0, width / REDUNDANT_WIDTH)
-    if not architecture.hidden:
-        return nn.Dropout(entry), width
-    layers = [
-        nn.Dropout(entry),
-        nn.Linear(width, architecture.hidden),
-        nn.GELU(),
-        nn.Dropout(architecture.dropout),
-    ]
-    return nn.Sequential(*layers), architecture.hidden
+def _sharing(width: int, architecture: Architecture) -> SharingModule:
+    maker = cast("Sharing", create("sharing", architecture.sharing))
+    shape = SharingShape(
+        width=width, hidden=architecture.hidden, dropout=architecture.dropout, n_tasks=len(architecture.outputs)
+    )
+    return maker.build(shape)
 
 
 def _head(width: int, outputs: int, name: str, seed: int) -> nn.Linear:

@@ -12,7 +12,6 @@ import torch
 
 from histotl.core.errors import TableError
 from histotl.core.registry import create
-from histotl.learn.balancing.base import Balancing
 from histotl.learn.config import ClassBalance
 from histotl.learn.heads.base import Head
 from histotl.learn.task import Task
@@ -48,7 +47,6 @@ class Objective:
     Args:
         tasks: What is predicted.
         targets: Training labels.
-        balancing: Spec of the rule that joins the tasks.
         class_balance: ``balanced`` or ``none``.
 
     Raises:
@@ -60,12 +58,10 @@ class Objective:
         tasks: Sequence[Task],
         targets: Targets,
         *,
-        balancing: str = "equal",
         class_balance: ClassBalance = "balanced",
     ) -> None:
         self.tasks = tuple(tasks)
         self.heads = {task.name: cast("Head", create("head", task.kind)) for task in tasks}
-        self._rule = cast("Balancing", create("balancing", balancing))
         self.facts = {
             task.name: _facts(task, targets[task.name], self.heads[task.name], class_balance) for task in tasks
         }
@@ -73,7 +69,7 @@ class Objective:
             name: torch.tensor(fact.class_weight, dtype=torch.float32) if fact.class_weight else None
             for name, fact in self.facts.items()
         }
-        self._priors = {task.name: self.facts[task.name].prior_loss / task.weight for task in tasks}
+        self.priors = {task.name: self.facts[task.name].prior_loss / task.weight for task in tasks}
 
     def to(self, device: torch.device) -> Objective:
         """Move the class weights."""
@@ -109,8 +105,36 @@ class Objective:
         return found
 
     def total(self, losses: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """One number to descend."""
-        return self._rule.total(losses, self._priors)
+        """Sum of the losses in units of their constant predictors, by which checkpoints are compared."""
+        return torch.stack([loss / self.priors[name] for name, loss in losses.items()]).sum()
+
+    def judge(self, targets: torch.Tensor) -> Labels:
+        """The labels of some bags, for parts of the network with losses of their own."""
+        return Labels(self, targets)
+
+
+class Labels:
+    """The labels of B bags; a :class:`histotl.learn.aggregators.base.Judge`.
+
+    Args:
+        objective: Whose tasks.
+        targets: From :meth:`Objective.tensor`.
+    """
+
+    def __init__(self, objective: Objective, targets: torch.Tensor) -> None:
+        self._objective, self._targets = objective, targets
+
+    def loss(self, outputs: Mapping[str, torch.Tensor], owner: torch.Tensor | None = None) -> torch.Tensor:
+        """Joint loss of answers (P, o), where row p answers for bag ``owner[p]``; 0 where none is labelled."""
+        losses = self._objective.losses(outputs, self._targets if owner is None else self._targets[owner])
+        return self._objective.total(losses) if losses else self._targets.new_zeros(())
+
+    def classes(self, task: str) -> torch.Tensor | None:
+        """int64 (B,) class of each bag, -1 where it is missing; None for a task without classes."""
+        for column, found in enumerate(self._objective.tasks):
+            if found.name == task and found.is_classification:
+                return self._targets[:, column].nan_to_num(-1).long()
+        return None
 
 
 def class_weights(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

@@ -148,8 +148,32 @@ SOURCES = {
 
             strength: float = 1.0
 
-            def build(self, in_dim):
+            def build(self, in_dim, outputs):
                 return First(in_dim)
+        """,
+    "sharing": """
+        import torch
+
+        class Nothing(torch.nn.Module):
+            def __init__(self, shape):
+                super().__init__()
+                self.out_dim, self.n_tasks = shape.width, shape.n_tasks
+
+            def forward(self, bags):
+                return bags if bags.ndim == 3 else bags[:, None].expand(-1, self.n_tasks, -1)
+
+            def penalty(self):
+                return None
+
+        @register("sharing", "newcomer")
+        @dataclass(frozen=True, kw_only=True)
+        class Newcomer:
+            '''Nothing between bags and linear layers.'''
+
+            strength: float = 1.0
+
+            def build(self, shape):
+                return Nothing(shape)
         """,
     "balancing": """
         @register("balancing", "newcomer")

@@ -9,7 +9,7 @@ from torch import nn
 
 from histotl.core.errors import UsageError
 from histotl.core.registry import register
-from histotl.learn.aggregators.base import Aggregated
+from histotl.learn.aggregators.base import Aggregated, Outputs
 from histotl.learn.segments import segment_softmax, segment_weighted_sum
 
 
@@ -35,7 +35,7 @@ class Abmil:
                 f"abmil: hidden={self.hidden}, attention={self.attention}, dropout={self.dropout}", hint=cure
             )
 
-    def build(self, in_dim: int) -> AbmilModule:
+    def build(self, in_dim: int, outputs: Outputs) -> AbmilModule:  # noqa: ARG002
         """Make the module."""
         return AbmilModule(in_dim, self)
 

@@ -1,4 +1,4 @@
-"""The contract of an aggregator: tiles of a slide become one vector.
+"""The contract of an aggregator: tiles of a slide become one vector, or one for each task, or answers.
 
 An aggregator is a frozen dataclass registered as ``@register("aggregator", name)`` whose :meth:`Aggregator.build` makes
 the module. Bags are packed, never padded: all tiles of all slides in one matrix with row offsets.
@@ -6,23 +6,37 @@ the module. Bags are packed, never padded: all tiles of all slides in one matrix
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
+
+Outputs = tuple[tuple[str, int], ...]
+"""(task name, o: outputs of the task) in the order of the tasks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Aggregated:
-    """Result for B bags with N tiles in all.
+    """Result for B bags with N tiles in all; t tasks, o outputs of a task.
 
     Args:
-        bags: float (B, d), one vector a bag.
-        weights: float (N,), each tile's share in its bag (sums to 1 within a bag), or None where there is none.
+        bags: float (B, d), one vector a bag; or (B, t, d), one for each task.
+        weights: float (N,), each tile's share in its bag (sums to 1 within a bag), or (N, k) for k rows of attention;
+            None where there is none.
+        direct: Task -> (B, o): the answers themselves, of an aggregator that gives them instead of vectors. Trunk and
+            linear layers are then not asked for these tasks.
+        parts: Task -> (N, o): each tile's part of ``direct``. They sum over a bag to ``direct`` less ``offset``.
+        offset: Task -> (o,): what is in ``direct`` and in no tile's part.
+        state: What :meth:`Supervised.auxiliary` needs of this pass.
     """
 
     bags: torch.Tensor
     weights: torch.Tensor | None = None
+    direct: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    parts: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    offset: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    state: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 class AggregatorModule(Protocol):
@@ -42,8 +56,36 @@ class AggregatorModule(Protocol):
         """
 
 
+class Judge(Protocol):
+    """The labels of B bags, for aggregators with losses of their own."""
+
+    def loss(self, outputs: Mapping[str, torch.Tensor], owner: torch.Tensor | None = None) -> torch.Tensor:
+        """Joint loss of answers, a scalar: the same that the network's own answers get.
+
+        Args:
+            outputs: Task -> float (P, o).
+            owner: int64 (P,): the bag that each row answers for; None where row p answers for bag p.
+        """
+
+    def classes(self, task: str) -> torch.Tensor | None:
+        """int64 (B,) class of each bag, -1 where the label is missing; None for a task without classes."""
+
+
+@runtime_checkable
+class Supervised(Protocol):
+    """A module that adds a loss of its own while it is trained."""
+
+    def auxiliary(self, found: Aggregated, judge: Judge) -> torch.Tensor:
+        """A scalar that is added to the training loss.
+
+        Args:
+            found: Result of this module's call in the same step.
+            judge: The labels.
+        """
+
+
 class Aggregator(Protocol):
     """Knows how to build the module."""
 
-    def build(self, in_dim: int) -> AggregatorModule:
-        """Make a module for tile vectors of length ``in_dim``."""
+    def build(self, in_dim: int, outputs: Outputs) -> AggregatorModule:
+        """Make a module for tile vectors of length ``in_dim`` and for tasks with these outputs."""

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from histotl.core.registry import register
-from histotl.learn.aggregators.base import Aggregated
+from histotl.learn.aggregators.base import Aggregated, Outputs
 from histotl.learn.segments import lengths, segment_mean
 
 
@@ -17,7 +17,7 @@ from histotl.learn.segments import lengths, segment_mean
 class Mean:
     """Mean of the tile vectors; every tile has the same weight."""
 
-    def build(self, in_dim: int) -> MeanModule:
+    def build(self, in_dim: int, outputs: Outputs) -> MeanModule:  # noqa: ARG002
         """Make the module."""
         return MeanModule(in_dim)
 

@@ -16,7 +16,7 @@ SPECS = {name: name for name in available("aggregator")} | {"abmil": "abmil(hidd
 
 def build(spec: str, dim: int = 6) -> AggregatorModule:
     torch.manual_seed(0)
-    return create("aggregator", spec).build(dim).double().eval()  # type: ignore[attr-defined,no-any-return]
+    return create("aggregator", spec).build(dim, (("a", 1),)).double().eval()  # type: ignore[attr-defined,no-any-return]
 
 
 def pack(sizes: list[int], dim: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
