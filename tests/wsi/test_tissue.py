@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -60,6 +61,14 @@ def test_one_piece_of_dark_tissue_does_not_hide_a_pale_one(stained: Stained) -> 
     image[BLOCK] = stained(80, 100, strength=3.0)
     image[150:190, 20:120] = stained(40, 100, strength=0.15)
     assert segment(image)[155:185, 25:115].mean() > 0.9
+
+
+@pytest.mark.parametrize("quality", [70, 85])
+def test_colour_that_jpeg_spreads_over_glass_is_no_tissue(quality: int) -> None:
+    image = glass()
+    image[BLOCK] = (150, 90, 75)  # brown: the glass around it becomes pink, and lighter than glass in red
+    coded = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=quality, colorsubsampling="420")
+    assert iou(segment(simplejpeg.decode_jpeg(coded))) > 0.98
 
 
 @pytest.mark.parametrize("sd", [0.0, 1.5, 4.0, 8.0])

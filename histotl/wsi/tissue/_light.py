@@ -108,8 +108,10 @@ def _bands(shape: tuple[int, ...], every: int, *, whole: bool) -> Iterator[slice
 
 
 def _table(white: float) -> Density:
-    # 1 is added so that black has a density; it is far below the noise of bright pixels.
-    density: Density = np.rint(-_FINE * np.log10((np.arange(256) + 1) / (white + 1))).astype(np.int16)
+    # 1 is added so that black has a density; it is far below the noise of bright pixels. Nothing is lighter than glass:
+    # what is in one channel has been coloured by a JPEG block that holds an edge of tissue, and would widen its rim.
+    light = np.minimum((np.arange(256) + 1) / (white + 1), 1)
+    density: Density = np.rint(-_FINE * np.log10(light)).astype(np.int16)
     return density
 
 
