@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from histotl.core.errors import UsageError
+from histotl.image._ink import under_ink
 from histotl.image._od import stained_pixels
 from histotl.image.estimate import Estimate, Numbers
 from histotl.image.stain.base import StainTransform
@@ -63,7 +64,9 @@ class SlideStain(ABC):
 
     def estimate(self, sample: torch.Tensor) -> Estimate:
         """The stain of a slide, from uint8 RGB (n, h, w, 3); raises what :meth:`fit` does."""
-        stained = stained_pixels(sample, beta=self.beta, name=self.name)
+        # A pen's stroke would be taken for a stain: it is as dark, and purer in colour. As white it is left out.
+        without_ink = sample.masked_fill(under_ink(sample)[..., None], 255)
+        stained = stained_pixels(without_ink, beta=self.beta, name=self.name)
         return Estimate(method=self.name, numbers=self.measure(stained), pixels=len(stained))
 
     @abstractmethod
