@@ -21,7 +21,7 @@ from benchmarks.speed.workers import Worker, python
 from histotl.core.values import TileGrid
 from histotl.embed._reading import PART_TILES
 from histotl.embed.config import TileConfig
-from histotl.embed.device import compute_settings
+from histotl.embed.device import Forwards, compute_settings
 from histotl.wsi.slide import Slide
 from histotl.wsi.tiles import TileReader
 
@@ -239,7 +239,7 @@ def _reading(slide: Slide, grid: TileGrid, rows: slice, threads: int) -> Iterato
     parts = iter(range(rows.start, rows.stop, PART_TILES))
     side, lock = grid.spec.tile_px, threading.Lock()
     buffers = [np.zeros((PART_TILES, side, side, 3), np.uint8) for _ in range(threads)]
-    with compute_settings(threads), TileReader(slide, grid) as reader:
+    with compute_settings(Forwards()), TileReader(slide, grid) as reader:
 
         def take(out: Pixels) -> None:
             while True:

@@ -10,7 +10,7 @@ from benchmarks.speed import peers
 from benchmarks.speed.harness import Case, Figure, NotMeasured, case
 from benchmarks.speed.inputs import TILE_PX, Inputs, JpegTiles, decode_all, planned
 from histotl.embed.config import TileConfig
-from histotl.embed.device import compute_settings
+from histotl.embed.device import Forwards, compute_settings
 
 _LEAST_PX = 20_000
 """Side of a slide on which the smallest tissue that other tools keep by default is small."""
@@ -30,7 +30,7 @@ def mask_and_grid(inputs: Inputs) -> Case:
     files = JpegTiles(inputs.huge, level)
     data = files.fetch(range(len(files.offsets)))
     settings = ExitStack()
-    settings.enter_context(compute_settings(1))  # as in a run
+    settings.enter_context(compute_settings(Forwards()))  # as in a run
     return Case(
         name=f"open, tissue mask, grid of {inputs.scale.huge_px}² px",
         against=f"libjpeg-turbo decode of the level it looks at ({len(data)} JPEG tiles, floor)",

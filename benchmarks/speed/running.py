@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import cast
 
@@ -57,37 +59,37 @@ def features(out: Path, spec: str, slide: Path, tiling: TileConfig | None = None
         return file.read()
 
 
-def engine_threads(summary: RunSummary) -> int:
-    """Threads of torch that the engine gave the networks of a run: the bare ones get as many."""
-    return summary.telemetry.compute_threads if summary.telemetry is not None else torch.get_num_threads()
+def thread_counts() -> tuple[int, ...]:
+    """Threads of torch that one forward pass is tried with: one, and all that torch has."""
+    return tuple(sorted({1, torch.get_num_threads()}))
 
 
 class Bare:
-    """A network of timm with random weights, as fast as torch alone runs it: the floor.
+    """A network of timm with random weights, as fast as torch alone runs one forward pass: the floor.
 
-    The memory order of the images and the batch are those that win in a short trial. Tiles are resident, float and
+    Threads, memory order of the images and batch are those that win in a short trial. Tiles are resident, float and
     normalised. Freed memory is kept for the next batch, as in our runs.
 
     Args:
         spec: Of our backbone, whose weights it gets.
         name: Of timm.
         tiles: uint8 (n, h, w, 3).
-        threads: Of torch.
     """
 
-    def __init__(self, spec: str, name: str, tiles: torch.Tensor, threads: int) -> None:
+    def __init__(self, spec: str, name: str, tiles: torch.Tensor) -> None:
         embedder = cast("NetworkEmbedder", load(spec))
-        self.name, self.state, self.threads = name, embedder.module.state_dict(), threads
+        self.name, self.state = name, embedder.module.state_dict()
         some = tiles[:_RESIDENT]
         self.images = torch.cat([prepare(part, embedder.card) for part in some.split(32)])
-        self.order, self.batch = self._trial()
+        self.threads, self.order, self.batch = self._trial()
         self.images = self.images.contiguous(memory_format=self.order)
 
     @property
     def form(self) -> str:
         """What won, in words."""
         order = "channels-last" if self.order == torch.channels_last else "NCHW"
-        return f"{order}, batches of {self.batch}, {self.threads} threads"
+        tried = " or ".join(map(str, thread_counts()))
+        return f"{order}, batches of {self.batch}, {self.threads} threads: the best of both orders and {tried} threads"
 
     def load(self) -> torch.nn.Module:
         """The network; part of the floor's time, as loading is part of ours."""
@@ -105,19 +107,53 @@ class Bare:
                     done += len(images)
         return torch.cat(made)[: len(self.images)]
 
-    def _trial(self) -> tuple[torch.memory_format, int]:
+    def side_by_side(self, count: int, forwards: int) -> float:
+        """Tiles a second of several forward passes at once, each on one thread, in the order and batches that won."""
+        parts = self.images[: min(count, len(self.images))].split(self.batch)
+        shares = [parts[place::forwards] for place in range(forwards)]
+
+        def work(share: Sequence[torch.Tensor]) -> int:
+            torch.set_num_threads(1)
+            with torch.inference_mode():
+                return sum(len(net(images)) for images in share)
+
+        with torch_threads(1), large_blocks_kept(in_threads=True), ThreadPoolExecutor(forwards) as pool:
+            net = self.load()
+            list(pool.map(work, [share[:1] for share in shares]))  # warm
+            began = time.perf_counter()
+            return sum(pool.map(work, shares)) / (time.perf_counter() - began)
+
+    def _trial(self) -> tuple[int, torch.memory_format, int]:
         images = self.images[: min(_TRIAL_TILES, len(self.images))]
-        times: dict[tuple[torch.memory_format, int], float] = {}
-        with torch.inference_mode(), torch_threads(self.threads), large_blocks_kept():
+        times: dict[tuple[int, torch.memory_format, int], float] = {}
+        with torch.inference_mode(), large_blocks_kept():
             for order in (torch.channels_last, torch.contiguous_format) * _TRIAL_TURNS:
                 self.order = order
                 net, ordered = self.load(), images.contiguous(memory_format=order)
-                for batch in _TRIAL_BATCHES:
+                for threads, batch in product(thread_counts(), _TRIAL_BATCHES):
                     parts = ordered.split(batch)
-                    net(parts[0])
-                    # The fastest of several turns, as a neighbour on the machine can only add to it.
-                    times[order, batch] = min(_seconds(net, parts), times.get((order, batch), math.inf))
+                    with torch_threads(threads):
+                        net(parts[0])
+                        # The fastest of several turns, as a neighbour on the machine can only add to it.
+                        key = threads, order, batch
+                        times[key] = min(_seconds(net, parts), times.get(key, math.inf))
         return min(times, key=lambda key: times[key])
+
+
+def best_threads(work: Callable[[], object]) -> int:
+    """The number of torch's threads with which some work is fastest, of :func:`thread_counts`."""
+
+    def seconds(threads: int) -> float:
+        with torch_threads(threads):
+            work()
+            times = []
+            for _ in range(_TRIAL_TURNS):
+                began = time.perf_counter()
+                work()
+                times.append(time.perf_counter() - began)
+            return min(times)
+
+    return min(thread_counts(), key=seconds)
 
 
 def _seconds(net: torch.nn.Module, batches: Sequence[torch.Tensor]) -> float:

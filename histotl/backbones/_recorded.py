@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -32,10 +33,8 @@ def recorded(embedder: NetworkEmbedder) -> NetworkEmbedder:
     """The same embedder, whose network is recorded once it has worked for some seconds.
 
     The graph must give the very bits that the network gives, on the batch at hand and on its first tile; otherwise the
-    network goes on as it is. In fp32 on a CPU only.
-
-    Args:
-        embedder: Called by one thread at a time.
+    network goes on as it is. In fp32 on a CPU only. Several threads may call it at once: one of them records, while the
+    others go on layer by layer; the graph has no state of its own.
     """
     return dataclasses.replace(embedder, forward=_RecordedLater(embedder.module, embedder.forward))
 
@@ -52,6 +51,7 @@ class _RecordedLater:
         self._module, self._forward = module, forward
         self._graph: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._left_s, self._is_tried = _FIRST_S, False
+        self._lock = threading.Lock()
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """From normalised float (b, 3, s, s) to pooled float (b, dim)."""
@@ -59,11 +59,18 @@ class _RecordedLater:
             return self._run(self._graph, images)
         began = time.perf_counter()
         features = self._forward(images)
-        self._left_s -= time.perf_counter() - began
-        if self._left_s <= 0 and not self._is_tried and len(images) > 1:
-            self._is_tried = True
+        if self._is_due(time.perf_counter() - began, len(images)):
             self._record(images, features)
         return features
+
+    def _is_due(self, seconds: float, count: int) -> bool:
+        """Count the seconds of a batch; true for the one batch that is to be recorded."""
+        with self._lock:
+            self._left_s -= seconds
+            if self._left_s > 0 or self._is_tried or count < 2:
+                return False
+            self._is_tried = True
+            return True
 
     def _record(self, images: torch.Tensor, features: torch.Tensor) -> None:
         """Take the graph where it gives the same features."""

@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 _GAIN = 1.03
 """A larger batch must be faster by this factor: below it only memory is spent."""
 
+_FIRST, _FIRST_BESIDE = 32, 16
+"""Sizes that a CPU begins with, alone and side by side: at the end of a run some threads have no batch any more."""
+
 _MEMORY = 0.8
 """Share of a GPU's memory that the largest batch may take."""
 
@@ -41,10 +44,13 @@ class BatchTuner:
         tiles: Tiles that a size is judged by, after its first batch.
         pause: Tiles before a trial.
         first: The size to begin with; the largest when it is not among them.
+        forwards: Side by side: each pays for the first batch of a size.
     """
 
-    def __init__(self, sizes: Sequence[int], *, tiles: int = 128, pause: int = 1536, first: int = 32) -> None:
-        self._sizes, self._judged_by, self._pause = list(sizes), tiles, pause
+    def __init__(
+        self, sizes: Sequence[int], *, tiles: int = 128, pause: int = 1536, first: int = 32, forwards: int = 1
+    ) -> None:
+        self._sizes, self._judged_by, self._pause, self._forwards = list(sizes), tiles, pause, forwards
         self._best = first if first in self._sizes else self._sizes[-1]
         self._best_rate, self._tried = 0.0, {self._best}
         self._switch(self._best)
@@ -56,7 +62,7 @@ class BatchTuner:
         self._seconds.append(seconds)
         self._batches += 1
         if self.batch_size != self._best:
-            if self._batches > self._needed:  # the first batch of a size also pays for new memory
+            if self._batches >= self._needed + self._forwards:  # the first of a size also pays for new memory
                 self._judge()
         elif self._batches * n_tiles >= self._pause and (untried := self._untried()):
             self._best_rate = self._rate()
@@ -85,7 +91,7 @@ class BatchTuner:
 
 
 def choose_batches(
-    config: EmbedConfig, models: Sequence[Model], accelerator: Accelerator, tile_px: int
+    config: EmbedConfig, models: Sequence[Model], accelerator: Accelerator, tile_px: int, forwards: int = 1
 ) -> tuple[int, int, BatchTuner | None]:
     """Batch size to begin with, the most that a batch may hold, and what changes it on the way.
 
@@ -94,16 +100,18 @@ def choose_batches(
         models: Run one after the other on the same tiles.
         accelerator: Where they are.
         tile_px: Side of a tile.
+        forwards: Forward passes side by side.
     """
     device = accelerator.device
-    most = largest_batch(config, device, tile_px)
+    most = largest_batch(config, device, tile_px, forwards)
     if config.batch_size or config.compile or config.runtime != "torch":
         size = config.batch_size or min(most, fixed_batch(device))
         return size, size, None
     if device.type == "cuda":
         size = find_batch_size(models, accelerator, tile_px, [size for size in GPU_SIZES if size <= most])
         return size, size, None
-    tuner = BatchTuner([size for size in CPU_SIZES if size <= most] or [most])
+    first = _FIRST if forwards == 1 else _FIRST_BESIDE
+    tuner = BatchTuner([size for size in CPU_SIZES if size <= most] or [most], first=first, forwards=forwards)
     return tuner.batch_size, most, tuner
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import torch
 from histotl.backbones._network import NetworkEmbedder
 from histotl.embed._accelerator import Accelerator, Mark
 from histotl.embed._models import Model
+from histotl.embed.device import Forwards
 from histotl.embed.telemetry import Clock, Telemetry, peak_rss_mb
 
 Change: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
@@ -52,8 +54,15 @@ class _Queued:
     spans: list[tuple[str, Mark, Mark]] = field(default_factory=list)
 
 
+class _Queue(threading.local):
+    """Batches that a thread has on the device, oldest first."""
+
+    def __init__(self) -> None:
+        self.batches: deque[_Queued] = deque()
+
+
 class Compute:
-    """Runs batches on one device and measures how busy it is.
+    """Runs batches on one device and measures how busy it is. Several threads may run theirs at once.
 
     Args:
         accelerator: The device.
@@ -62,7 +71,7 @@ class Compute:
 
     def __init__(self, accelerator: Accelerator, clock: Clock) -> None:
         self._accelerator, self._clock = accelerator, clock
-        self._queued: deque[_Queued] = deque()
+        self._queue = _Queue()
 
     def run(
         self,
@@ -89,17 +98,17 @@ class Compute:
         """
         self._settle(most=max(0, self._accelerator.in_flight - 1))
         batch = _Queued(release=release)
-        self._queued.append(batch)
+        self._queue.batches.append(batch)
         try:
-            return self._queue(batch, tiles, transform, models, views, figures)
+            return self._ask(batch, tiles, transform, models, views, figures)
         finally:
             self._settle(most=self._accelerator.in_flight)
 
     def finish(self) -> None:
-        """Wait for all that is queued."""
+        """Wait for all that this thread has queued."""
         self._settle(most=0)
 
-    def _queue(
+    def _ask(
         self,
         batch: _Queued,
         tiles: torch.Tensor,
@@ -138,8 +147,9 @@ class Compute:
 
     def _settle(self, *, most: int) -> None:
         """Wait for the oldest batches until no more than ``most`` are left; count their time, give back buffers."""
-        while len(self._queued) > most:
-            batch = self._queued.popleft()
+        queued = self._queue.batches
+        while len(queued) > most:
+            batch = queued.popleft()
             for stage, start, stop in batch.spans:
                 stop.wait()
                 self._clock.add(stage, stop.seconds_after(start))
@@ -147,11 +157,18 @@ class Compute:
 
 
 def measured(
-    clock: Clock, models: Sequence[Model], device: torch.device, *, wall_s: float, n_tiles: int, **facts: Any
+    clock: Clock,
+    models: Sequence[Model],
+    device: torch.device,
+    forwards: Forwards,
+    *,
+    wall_s: float,
+    n_tiles: int,
+    **facts: Any,
 ) -> Telemetry:
     """The telemetry of a run from its clock and its device; ``facts`` are its other fields."""
-    seconds = clock.seconds
-    busy = sum(seconds[name] for name in ("quality", "transform", "augment", "forward")) / wall_s if wall_s > 0 else 0.0
+    seconds, most_s = clock.seconds, wall_s * forwards.count
+    busy = sum(seconds[name] for name in ("quality", "transform", "augment", "forward")) / most_s if most_s > 0 else 0.0
     return Telemetry(
         seconds=seconds,
         wall_s=wall_s,
@@ -159,7 +176,8 @@ def measured(
         device=str(device),
         device_busy=min(1.0, busy),
         convertible=all(isinstance(model.embedder, NetworkEmbedder) for model in models),
-        compute_threads=torch.get_num_threads(),
+        forwards=forwards.count,
+        compute_threads=forwards.threads,
         peak_rss_mb=peak_rss_mb(),
         peak_gpu_mb=torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else 0.0,
         **facts,

@@ -1,4 +1,4 @@
-"""The device's thread: takes batches as they are read, computes, and hands the features on to be filed.
+"""Takes batches as they are read, has them computed, and hands the features on to be filed, in order.
 
 Batches mix slides, so a slide is a ticket that is finished when its last segment is filed. What goes wrong is charged
 to the slide it belongs to; the others in the same batch lose nothing.
@@ -6,6 +6,7 @@ to the slide it belongs to; the others in the same batch lose nothing.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -19,10 +20,13 @@ from histotl.embed._batch_size import BatchTuner
 from histotl.embed._compute import Change, Compute, Features
 from histotl.embed._filing import Filing
 from histotl.embed._job import SlideJob, Work
+from histotl.embed._models import Model
 from histotl.embed._reading import Batch, Feed, Segment, Turn
 from histotl.embed._slides import Account
 from histotl.embed._views import Views
-from histotl.embed.telemetry import WAITING, Clock
+from histotl.embed._workers import Workers
+from histotl.embed.telemetry import Clock
+from histotl.image.stain.base import StainTransform
 
 SlideTurn = Turn[SlideEntry, SlideJob]
 SlideBatch = Batch[SlideEntry, SlideJob]
@@ -59,12 +63,34 @@ class ReadTotals:
     dropped: int = 0
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OnTheWay:
+    """A batch that is being computed.
+
+    Args:
+        batch: Its tiles.
+        read: Its segments that could be read.
+        models: They get the tiles.
+        release: Gives its buffer back, where that waits for the features.
+    """
+
+    batch: SlideBatch
+    read: list[SlideSegment]
+    models: tuple[Model, ...]
+    release: Callable[[], None]
+
+
+Found = tuple[list[Features], float]
+"""Features of a batch, and the seconds that a thread worked for them."""
+
+
 class Flow:
     """Joins feed, device and files.
 
     Args:
         feed: Gives turns and batches.
         compute: The device.
+        workers: Its threads.
         filing: The writing thread.
         account: What became of the slides.
         clock: Seconds by stage.
@@ -79,6 +105,7 @@ class Flow:
         *,
         feed: Feed[SlideEntry, SlideJob],
         compute: Compute,
+        workers: Workers[OnTheWay, Found],
         filing: Filing,
         account: Account,
         clock: Clock,
@@ -88,6 +115,7 @@ class Flow:
         figures: Change | None = None,
     ) -> None:
         self._feed, self._compute, self._filing, self._account = feed, compute, filing, account
+        self._workers = workers
         self._clock, self._tuner, self._one_transform = clock, tuner, one_transform
         self._views, self._figures = views, figures
         self._tickets: dict[SlideTurn, _Ticket] = {}
@@ -101,13 +129,15 @@ class Flow:
                 self._begin(event)
             else:
                 self._embed(event)
+            self._file_finished()
             self._settle(most=_MOST_UNSETTLED)
+        self._file_finished(wait_for_all=True)
         self._compute.finish()
         self._settle(most=0)
         self._account.tell()
 
     def _next(self, events: Iterator[SlideTurn | SlideBatch]) -> SlideTurn | SlideBatch | None:
-        with self._clock.stage(WAITING):
+        with self._workers.waiting(self._clock):
             return next(events, None)
 
     def _begin(self, turn: SlideTurn) -> None:
@@ -121,63 +151,77 @@ class Flow:
         self._feed.close(turn)
 
     def _embed(self, batch: SlideBatch) -> None:
-        with self._clock.stage(WAITING):
+        with self._workers.waiting(self._clock):
             read = [segment for segment in batch.segments if self._account.attempt([segment.turn], segment.is_read)]
         if not read:
             self._feed.release(batch)
             return
-        began = self._clock.seconds["forward"]
-        for segment, found in self._features(batch, read):
-            self._file(segment, *found)
-        if self._tuner is not None:
-            self._tuner.observe(len(batch), self._clock.seconds["forward"] - began)
-            self._feed.batch_size = self._tuner.batch_size
+        release = partial(self._feed.release, batch)
+        # Beside this thread a batch may fail after its buffer could be filled again, and is then computed once more.
+        early, late = (_nothing, release) if self._workers.are_beside else (release, _nothing)
+        models = self._tickets[read[0].turn].work.models
+        self._workers.begin(
+            OnTheWay(batch=batch, read=read, models=models, release=late),
+            self._work(batch.tiles, batch.segments, models, early),
+        )
+
+    def _work(
+        self,
+        tiles: torch.Tensor,
+        segments: Sequence[SlideSegment],
+        models: Sequence[Model],
+        release: Callable[[], None],
+    ) -> Callable[[], Found]:
+        """What computes the features of some segments, in any thread."""
+        transform, views = self._transform(segments), self._augments(segments)
+
+        def work() -> Found:
+            began = time.perf_counter()
+            found = self._compute.run(tiles, transform, models, release, views, self._figures)
+            return found, time.perf_counter() - began
+
+        return work
+
+    def _file_finished(self, *, wait_for_all: bool = False) -> None:
+        for on_the_way, answer in self._workers.finished(wait_for_all=wait_for_all):
+            for segment, found, at in self._features(on_the_way, answer):
+                # It may have failed meanwhile, and is closed then.
+                if not self._account.has_failed(segment.turn.item):
+                    self._file(segment, found, at)
+            on_the_way.release()
 
     def _features(
-        self, batch: SlideBatch, read: list[SlideSegment]
-    ) -> Iterator[tuple[SlideSegment, tuple[list[Features], int]]]:
+        self, on_the_way: OnTheWay, answer: Callable[[], Found]
+    ) -> Iterator[tuple[SlideSegment, list[Features], int]]:
         """Features of every segment that has some, and where in their batch it begins."""
-        models = self._tickets[read[0].turn].work.models
-        together = partial(
-            self._compute.run,
-            batch.tiles,
-            partial(self._normalise, batch.segments),
-            models,
-            partial(self._feed.release, batch),
-            self._augments(batch.segments),
-            self._figures,
-        )
-        found = self._account.attempt([segment.turn for segment in read], together)
-        if found is not None:
-            yield from ((segment, (found, segment.at)) for segment in read)
+        batch, read = on_the_way.batch, on_the_way.read
+        together = self._account.attempt([segment.turn for segment in read], answer)
+        if together is not None:
+            found, seconds = together
+            if self._tuner is not None:
+                self._tuner.observe(len(batch), seconds)
+                self._feed.batch_size = self._tuner.batch_size
+            yield from ((segment, found, segment.at) for segment in read)
             return
         for segment in read if len(read) > 1 else ():
             tiles = batch.tiles[segment.at : segment.at + len(segment)]
-            alone = partial(
-                self._compute.run,
-                tiles,
-                partial(self._normalise, [segment]),
-                models,
-                _nothing,
-                self._augments([segment]),
-                self._figures,
-            )
-            own = self._account.attempt([segment.turn], alone)
-            if own is not None:
-                yield segment, (own, 0)
+            if not self._account.has_failed(segment.turn.item):
+                alone = self._work(tiles, [segment], on_the_way.models, _nothing)
+                if (own := self._account.attempt([segment.turn], alone)) is not None:
+                    yield segment, own[0], 0
         self._compute.finish()  # the buffer was released by the first attempt: nothing may still be copied from it
 
-    def _normalise(self, segments: Sequence[SlideSegment], tiles: torch.Tensor) -> torch.Tensor:
-        """Every slide's tiles through its own stain transform."""
+    def _transform(self, segments: Sequence[SlideSegment]) -> Change:
+        """Every slide's tiles through its own stain transform; those of slides that failed through none.
+
+        Their pixels go through unused, to keep the batch's shape.
+        """
         tickets = [self._tickets.get(segment.turn) for segment in segments]
-        known = [ticket for ticket in tickets if ticket is not None]
+        own = [None if ticket is None else ticket.work.transform for ticket in tickets]
+        known = [transform for transform in own if transform is not None]
         if self._one_transform or len(segments) == 1:
-            return known[0].work.transform(tiles)
-        parts = []
-        for part, ticket in zip(torch.split(tiles, [len(segment) for segment in segments]), tickets, strict=True):
-            # A slide that failed has no ticket any more; its pixels go through unused, to keep the batch's shape.
-            parts.append(part if ticket is None else ticket.work.transform(part))
-        return torch.cat(parts)
+            return known[0]
+        return partial(_transformed, own, [len(segment) for segment in segments])
 
     def _augments(self, segments: Sequence[SlideSegment]) -> list[Change]:
         """What makes each view of a batch; the seed of a tile follows from its slide and its row there."""
@@ -233,6 +277,11 @@ class Flow:
         self._feed.close(turn)
         if not self._account.has_failed(turn.item):
             self._account.count(turn.item, "done")
+
+
+def _transformed(own: list[StainTransform | None], lengths: list[int], tiles: torch.Tensor) -> torch.Tensor:
+    parts = zip(torch.split(tiles, lengths), own, strict=True)
+    return torch.cat([part if transform is None else transform(part) for part, transform in parts])
 
 
 def _nothing() -> None:

@@ -20,7 +20,7 @@ from histotl.core.errors import HistotlError, SetupError, StoreError, UsageError
 from histotl.core.registry import canonical, create
 from histotl.core.values import BackboneCard, FeatureIdentity, TileSpec
 from histotl.embed.config import EmbedConfig
-from histotl.embed.device import FORMATS, choose_precision, fixed_batch, share_cores
+from histotl.embed.device import FORMATS, choose_precision, fixed_batch
 from histotl.store.embeddings import open_embeddings
 from histotl.store.extras import Extra, differences
 
@@ -98,9 +98,7 @@ class Model:
         return torch.cat([self._in_parts(tiles[:middle]), self._in_parts(tiles[middle:])])
 
 
-def load_models(
-    config: EmbedConfig, tiles: TileSpec | None, *, stain: str, device: torch.device, most_threads: int = 1
-) -> tuple[Model, ...]:
+def load_models(config: EmbedConfig, tiles: TileSpec | None, *, stain: str, device: torch.device) -> tuple[Model, ...]:
     """Load every backbone once, before any slide is opened.
 
     Args:
@@ -108,7 +106,6 @@ def load_models(
         tiles: The tile spec, None for patch sets.
         stain: Canonical spec of the stain normaliser.
         device: Where they go.
-        most_threads: Threads that slow networks may have on a CPU.
 
     Raises:
         UnknownNameError: No backbone is called so.
@@ -117,16 +114,13 @@ def load_models(
     """
     backbones = [cast("Backbone", create("backbone", spec)) for spec in config.backbone]
     embedders = [backbone.load(device) for backbone in backbones]
-    seconds = [_seconds_a_tile(embedder) for embedder in embedders] if device.type == "cpu" else []
-    if seconds:
-        share_cores(sum(seconds), most_threads)
     models: list[Model] = []
-    for place, (backbone, embedder) in enumerate(zip(backbones, embedders, strict=True)):
+    for backbone, embedder in zip(backbones, embedders, strict=True):
         card = embedder.card
         compute = choose_precision(config.precision, card, device)
         prepared = _prepared(embedder, compute, config, device)
-        is_plain = compute == "fp32" and config.runtime == "torch" and not config.compile
-        if is_plain and seconds and seconds[place] < _FAST_S and isinstance(prepared, NetworkEmbedder):
+        is_plain = compute == "fp32" and device.type == "cpu"
+        if is_plain and isinstance(prepared, NetworkEmbedder) and _seconds_a_tile(prepared) < _FAST_S:
             prepared = recorded(prepared)
         # A compiler keeps to torch's arithmetic; other libraries have their own, so their features are others.
         own = compute if config.runtime == "torch" else f"{compute}+{config.runtime}"

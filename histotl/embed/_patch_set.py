@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from histotl.core.errors import NotBrightfieldError, SlideReadError, TableError, UsageError
+from histotl.core.errors import NotBrightfieldError, SlideError, SlideReadError, TableError, UsageError
 from histotl.core.provenance import file_digest
+from histotl.embed.summary import Failure
+from histotl.embed.telemetry import Clock
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 """Files that are taken from a folder; a manifest may name any file that Pillow reads."""
@@ -161,3 +166,69 @@ def _refuse_repeats(manifest: Path, patches: list[Patch]) -> None:
             fact = f"{manifest} names one file twice: {seen[where]!r} and {patch.text!r}"
             raise TableError(fact, hint="keep one of the two rows")
         seen[where] = patch.text
+
+
+@dataclass(frozen=True, kw_only=True)
+class SameSize:
+    """Images of one size: they can share a batch.
+
+    Args:
+        tile_shape: Their height and width.
+        rows: Their places in the set, int64.
+        patches: The set.
+        failed: Gets those that cannot be read.
+        clock: Gets the seconds of ``decode``.
+    """
+
+    tile_shape: tuple[int, int]
+    rows: npt.NDArray[np.int64]
+    patches: Sequence[Patch]
+    failed: list[Failure]
+    clock: Clock
+
+    @property
+    def n_tiles(self) -> int:
+        """How many there are."""
+        return len(self.rows)
+
+    @property
+    def group(self) -> tuple[int, int]:
+        """Those of one size share batches."""
+        return self.tile_shape
+
+    def read(self, rows: slice, out: npt.NDArray[np.uint8]) -> None:
+        """Decode some of them; from several threads at once."""
+        for position, row in enumerate(self.rows[rows].tolist()):
+            patch = self.patches[row]
+            try:
+                with self.clock.stage("decode"):
+                    out[position] = read_patch(patch)
+            except SlideError as error:
+                # What stays in its place is never filed: with a failure on the list no file is sealed.
+                self.failed.append(Failure.of(patch.text, patch.path, error))
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def inspect_all(patches: Sequence[Patch], workers: int) -> tuple[list[PatchFacts], list[Failure]]:
+    """Facts of all images that can be opened, in order, and the others."""
+
+    def inspect(patch: Patch) -> PatchFacts | Failure:
+        try:
+            return inspect_patch(patch)
+        except SlideError as error:
+            return Failure.of(patch.text, patch.path, error)
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="histotl-reader") as pool:
+        found = list(pool.map(inspect, patches))
+    facts = [result for result in found if isinstance(result, PatchFacts)]
+    return facts, [result for result in found if isinstance(result, Failure)]
+
+
+def digest_of(patches: Sequence[Patch], facts: Sequence[PatchFacts]) -> str:
+    """Digest of names and bytes of all images; facts are fewer than patches only when nothing will be filed."""
+    digest = hashlib.sha256()
+    for patch, fact in zip(patches, facts, strict=False):
+        digest.update(f"{patch.text}\0{fact.digest}\n".encode())
+    return digest.hexdigest()[:16]

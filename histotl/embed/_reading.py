@@ -27,6 +27,9 @@ PART_TILES = 16
 BUFFERS = 3
 """Fewest batches in memory: one in the model, one ready, one being read."""
 
+_GLANCE_S = 0.01
+"""Seconds after which a feed whose consumer had enough to do looks again whether it still has."""
+
 
 class Prepared(Protocol):
     """A slide that is ready to be read."""
@@ -72,9 +75,9 @@ class Turn(Generic[Item, P]):
         """Wait until the slide is prepared; raises what preparing raised."""
         return self._future.result()
 
-    def wait(self) -> None:
-        """Wait until the slide is prepared, or preparing has failed."""
-        wait([self._future])
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until the slide is prepared, or preparing has failed, or the time is over."""
+        wait([self._future], seconds)
 
     @property
     def is_ready(self) -> bool:
@@ -172,8 +175,7 @@ class Feed(Generic[Item, P]):
     """Planners, readers and the ring of buffers. Iterate over it: turns as they come up, and the batches.
 
     A turn comes before the first batch that has tiles of it. The consumer closes every turn, and releases every batch
-    when its buffer may be filled again; memory is bounded because nothing is read without a free buffer. It may hold
-    two batches when it asks for the next.
+    when its buffer may be filled again; memory is bounded because nothing is read without a free buffer.
 
     Args:
         readers: Threads that read tiles.
@@ -182,6 +184,8 @@ class Feed(Generic[Item, P]):
         most_tiles: Tiles that a buffer has room for; ``batch_size`` when None.
         slides_ahead: Most slides that are prepared or being prepared and not yet being read.
         pin: Buffers lie in page-locked memory, from which a GPU copies by itself.
+        held: Most batches that the consumer holds when it asks for the next.
+        is_busy: Whether the consumer has enough to do, so that a batch can wait for tiles of the next slide.
     """
 
     def __init__(
@@ -193,12 +197,15 @@ class Feed(Generic[Item, P]):
         most_tiles: int | None = None,
         slides_ahead: int = 4,
         pin: bool = False,
+        held: int = BUFFERS - 1,
+        is_busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self.batch_size = batch_size
         self._most_tiles = max(batch_size, most_tiles or batch_size)
-        # Every reader has two parts to do while one batch is in the model.
-        self._buffers_left = max(BUFFERS, 1 + -(-2 * readers * PART_TILES // batch_size))
-        self._slides_ahead, self._pin = slides_ahead, pin
+        # Every reader has two parts to do while all but one of the held batches are in the model.
+        held = max(held, BUFFERS - 1)
+        self._buffers_left = held - 1 + max(2, -(-2 * readers * PART_TILES // batch_size))
+        self._slides_ahead, self._pin, self._is_busy = slides_ahead, pin, is_busy
         self._planned: deque[Turn[Item, P]] = deque()
         self._open_turns: list[Turn[Item, P]] = []
         self._coming: deque[tuple[Item, Callable[[Item], P]]] = deque()
@@ -235,7 +242,10 @@ class Feed(Generic[Item, P]):
             if self._events:
                 yield self._events.popleft()
             elif self._batch is not None and self._batch.segments:
-                self._close_batch()  # the next slide is not ready: better a small batch than an idle model
+                if self._turn is None and self._planned and self._is_busy():
+                    self._planned[0].wait(_GLANCE_S)
+                else:
+                    self._close_batch()  # the next slide is not ready: better a small batch than an idle model
             elif self._turn is not None:
                 raise RuntimeError("all buffers are in use: the consumer releases batches before it asks for more")
             elif self._planned:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
@@ -25,11 +26,14 @@ GPU_SIZES = (32, 64, 128, 256, 512, 1024)
 
 _MAX_WORKERS = 8
 
+_MAX_FORWARDS = 16
+"""Beyond this many cores the memory of so many batches, and readers that keep up with them, are the limit."""
+
+_TOGETHER, _LEAST_EACH = 64, 16
+"""Tiles of 224 px in all forward passes of a CPU together; and in one of them, below which convolutions get slow."""
+
 _SWITCHING_S = 0.5e-3
 """Seconds after which a thread that runs Python lets another one run."""
-
-_READ_S, _READING_SHARE = 0.4e-3, 0.05
-"""Core seconds that reading takes for a tile, generously; and the share of the network's below which it is nothing."""
 
 
 def choose_precision(asked: Precision, card: BackboneCard, device: torch.device) -> str:
@@ -52,14 +56,52 @@ def choose_precision(asked: Precision, card: BackboneCard, device: torch.device)
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
-def largest_batch(config: EmbedConfig, device: torch.device, tile_px: int) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Forwards:
+    """How forward passes use the cores.
+
+    Args:
+        count: Side by side.
+        threads: Of torch, in each.
+    """
+
+    count: int = 1
+    threads: int = 1
+
+
+def choose_forwards(config: EmbedConfig, device: torch.device, readers: int, *, side_by_side: bool = True) -> Forwards:
+    """Forward passes of a run, within the threads that torch has and the cores that this process may use.
+
+    On a CPU one thread each, as many as there are cores: readers share these, as they take little of them beside a
+    network. So features depend neither on the number of cores nor on their speed. Other runtimes and compiled networks
+    have one set of buffers and threads of their own: one forward pass gets all cores. OpenMP threads that spin while
+    they wait must not meet a reader on their core: it slows both tenfold, so the readers' cores are left out there.
+
+    Args:
+        config: Says what runs the network.
+        device: Where it runs.
+        readers: Threads that read meanwhile.
+        side_by_side: Whether the caller has several threads compute.
+    """
+    most = max(1, min(torch.get_num_threads(), usable_cores()))
+    beside = max(1, min(torch.get_num_threads(), usable_cores() - readers))
+    if device.type == "cuda":
+        return Forwards(threads=beside)
+    if side_by_side and config.runtime == "torch" and not config.compile:
+        return Forwards(count=min(most, _MAX_FORWARDS))
+    sleeping = os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE"
+    return Forwards(threads=most if sleeping else beside)
+
+
+def largest_batch(config: EmbedConfig, device: torch.device, tile_px: int, forwards: int = 1) -> int:
     """Most tiles per forward pass: what was asked for, or the largest size that is worth a trial.
 
-    Automatic batches shrink with the area of the tiles, from 64 tiles of 224 px on a CPU and 1024 on a GPU.
+    Automatic batches shrink with the area of the tiles, from 1024 tiles of 224 px on a GPU; on a CPU from 64 over the
+    number of forward passes side by side, so that memory does not grow with the cores, but not below 16.
     """
     if config.batch_size:
         return config.batch_size
-    most = GPU_SIZES[-1] if device.type == "cuda" else CPU_SIZES[-1]
+    most = GPU_SIZES[-1] if device.type == "cuda" else max(_LEAST_EACH, _TOGETHER // forwards)
     return max(1, min(most, most * 224 * 224 // (tile_px * tile_px)))
 
 
@@ -78,8 +120,8 @@ def usable_cores() -> int:
 def choose_workers(config: EmbedConfig, device: torch.device) -> int:
     """Reader threads.
 
-    A GPU is fed by all cores but one, at most eight. On a CPU the forward pass is what takes the time, so readers get
-    a quarter of the cores and the network the rest.
+    A GPU is fed by all cores but one, at most eight. On a CPU forward passes are what takes the time: there is a reader
+    for four of them.
     """
     if config.workers:
         return config.workers
@@ -100,41 +142,26 @@ def cpu_has_units(precision: str) -> bool:
     return any(probe is not None and probe() for probe in probes)
 
 
-def share_cores(seconds_a_tile: float, most: int) -> None:
-    """Let the network have all cores when reading takes next to nothing beside it.
+@contextmanager
+def compute_settings(forwards: Forwards) -> Iterator[None]:
+    """Give torch its threads and keep fp32 honest while a run lasts; the old settings come back after it.
 
-    A network that needs a hundred times the readers' time wastes a core that is kept free for them. Only where idle
-    OpenMP threads sleep, though: spinning ones and a reader on the same core slow each other tenfold.
+    The number holds for the calling thread and for all that begin meanwhile. TF32 rounds the inputs of fp32
+    convolutions to 10 bits; a run that says fp32 does not. A network gives up Python's lock at every layer: it must not
+    wait 5 ms, as is usual, to get it back from a planner.
 
     Args:
-        seconds_a_tile: Of the network, with the threads that it has.
-        most: Threads that it may have.
+        forwards: As :func:`choose_forwards` says.
     """
-    sleeping = os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE"
-    if sleeping and seconds_a_tile * torch.get_num_threads() * _READING_SHARE > _READ_S:
-        torch.set_num_threads(most)
-
-
-@contextmanager
-def compute_settings(workers: int) -> Iterator[int]:
-    """Leave cores to the readers and keep fp32 honest while a run lasts; the old settings come back after it.
-
-    torch and the readers must not compete for a core: OpenMP threads spin at barriers, and one busy neighbour slows a
-    small network tenfold. TF32 rounds the inputs of fp32 convolutions to 10 bits; a run that says fp32 does not. The
-    network gives up Python's lock at every layer: it must not wait 5 ms, as is usual, to get it back from a planner.
-
-    Yields:
-        Threads that the network may have at most, see :func:`share_cores`.
-    """
-    threads, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
-    torch.set_num_threads(max(1, min(threads, usable_cores() - workers)))
+    before, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
+    torch.set_num_threads(forwards.threads)
     torch.backends.cudnn.allow_tf32 = False
     switching_s = sys.getswitchinterval()
     sys.setswitchinterval(min(switching_s, _SWITCHING_S))
     try:
-        with large_blocks_kept():
-            yield min(threads, usable_cores())
+        with large_blocks_kept(in_threads=forwards.count > 1):
+            yield
     finally:
         sys.setswitchinterval(switching_s)
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
         torch.backends.cudnn.allow_tf32 = tf32

@@ -1,11 +1,12 @@
 """Slides in, feature files out: open, plan, read, normalise, embed, file, seal.
 
-Four kinds of threads share the work. Planners open the coming slides, find their tissue and begin their files; readers
-decode tiles into batches (:mod:`histotl.embed._reading`); the main thread takes batches through stain normaliser and
-backbones (:mod:`histotl.embed._flow`); one more writes features (:mod:`histotl.embed._filing`). Batches mix slides, so
-the device never waits for the end of one. A slide that fails is recorded and the run goes on. A file with its final
-name is whole: it is written under a temporary name and renamed at the end, so an interrupted run is simply started
-again.
+Several kinds of threads share the work. Planners open the coming slides, find their tissue and begin their files;
+readers decode tiles into batches (:mod:`histotl.embed._reading`); batches go through stain normaliser and backbones, on
+a CPU several side by side, each in a thread on one core (:mod:`histotl.embed._workers`), on a GPU in the main thread;
+that one keeps all in order (:mod:`histotl.embed._flow`), and one more writes features (:mod:`histotl.embed._filing`).
+Batches mix slides, so the device never waits for the end of one. A slide that fails is recorded and the run goes on. A
+file with its final name is whole: it is written under a temporary name and renamed at the end, so an interrupted run is
+simply started again.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from histotl.embed._claim import claim
 from histotl.embed._compute import Compute, measured
 from histotl.embed._decoder import DecoderChoice
 from histotl.embed._filing import Filing
-from histotl.embed._flow import Flow
+from histotl.embed._flow import Flow, Found, OnTheWay
 from histotl.embed._job import SlideJob, Work
 from histotl.embed._models import Model, load_models, warn_of_other_identity
 from histotl.embed._plan import plan_slide, source_digest, tissue_finder
@@ -41,8 +42,9 @@ from histotl.embed._quality import drop_condition, figures_of, quality_extras, s
 from histotl.embed._reading import Feed
 from histotl.embed._slides import Account, list_entries, open_entry
 from histotl.embed._views import Views, views_of
+from histotl.embed._workers import Workers
 from histotl.embed.config import EmbedConfig, TileConfig
-from histotl.embed.device import choose_planners, choose_workers, compute_settings
+from histotl.embed.device import Forwards, choose_forwards, choose_planners, choose_workers, compute_settings
 from histotl.embed.stain_target import StainPlan, fallen_back, look_up, sample_slide
 from histotl.embed.summary import RunSummary
 from histotl.embed.telemetry import Clock
@@ -95,10 +97,11 @@ def embed_slides(
     device = choose_device(config.device)
     readers = choose_workers(config, device)
     decoding = DecoderChoice(config.decode, device, readers)
-    with compute_settings(readers) as most_threads:
+    forwards = choose_forwards(config, device, readers)
+    with compute_settings(forwards):
         plan = look_up(stain, entries, tiling, Path(out), report, choose_planners(device))
         named = canonical(plan.normalizer)
-        models = load_models(config, tiling.spec, stain=named, device=device, most_threads=most_threads)
+        models = load_models(config, tiling.spec, stain=named, device=device)
         clock = Clock()
         engine = _Engine(
             out=Path(out),
@@ -117,7 +120,7 @@ def embed_slides(
         layout.remove_stale_parts(engine.out)
         if not config.overwrite:
             engine.warn_of_replacement()
-        return engine.run(entries, device, readers, report)
+        return engine.run(entries, device, readers, forwards, report)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,13 +139,16 @@ class _Engine:
     decoding: DecoderChoice
     clock: Clock
 
-    def run(self, entries: Sequence[SlideEntry], device: torch.device, readers: int, report: Report) -> RunSummary:
+    def run(
+        self, entries: Sequence[SlideEntry], device: torch.device, readers: int, forwards: Forwards, report: Report
+    ) -> RunSummary:
         """Embed all slides; those that fail are recorded and the run goes on."""
         planners = choose_planners(device)
         accelerator = accelerator_of(device)
-        batch_size, most, tuner = choose_batches(self.config, self.models, accelerator, self.tiling.tile_px)
+        side = self.tiling.tile_px
+        batch_size, most, tuner = choose_batches(self.config, self.models, accelerator, side, forwards.count)
         account = Account(stage="embed", total=len(entries), out=self.out, report=report)
-        compute = Compute(accelerator, self.clock)
+        compute, workers = Compute(accelerator, self.clock), Workers[OnTheWay, Found](forwards)
         feed = Feed[SlideEntry, SlideJob](
             readers=readers,
             planners=planners,
@@ -150,12 +156,15 @@ class _Engine:
             most_tiles=most,
             slides_ahead=SLIDES_AHEAD + planners,
             pin=accelerator.pinned,
+            held=workers.most_on_way,
+            is_busy=workers.are_busy,
         )
         try:
-            with feed, Filing(self.clock) as filing:
+            with feed, workers, Filing(self.clock) as filing:
                 flow = Flow(
                     feed=feed,
                     compute=compute,
+                    workers=workers,
                     filing=filing,
                     account=account,
                     clock=self.clock,
@@ -177,6 +186,7 @@ class _Engine:
             self.clock,
             self.models,
             device,
+            forwards,
             wall_s=account.seconds,
             n_tiles=account.n_tiles,
             batch_size=feed.batch_size,

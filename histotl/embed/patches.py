@@ -6,13 +6,12 @@ A set with holes is not the set: when one image cannot be read, all unreadable o
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -35,15 +34,23 @@ from histotl.embed._compute import Change, Compute, Features, measured
 from histotl.embed._filing import Filing
 from histotl.embed._interrupt import unbroken
 from histotl.embed._models import Model, load_models, warn_of_other_identity
-from histotl.embed._patch_set import Patch, PatchFacts, inspect_patch, list_patches, read_patch, set_name
+from histotl.embed._patch_set import Patch, PatchFacts, SameSize, digest_of, inspect_all, list_patches, set_name
 from histotl.embed._quality import figures_of, quality_extras, slide_quality
 from histotl.embed._reading import Batch, Feed, Turn
 from histotl.embed._views import Views, views_of
+from histotl.embed._workers import Workers
 from histotl.embed.config import EmbedConfig
-from histotl.embed.device import choose_workers, compute_settings, fixed_batch, largest_batch
+from histotl.embed.device import (
+    Forwards,
+    choose_forwards,
+    choose_workers,
+    compute_settings,
+    fixed_batch,
+    largest_batch,
+)
 from histotl.embed.stain_target import StainPlan, fallen_back, look_up_patches
 from histotl.embed.summary import Failure, RunSummary, write_failures
-from histotl.embed.telemetry import WAITING, Clock, Telemetry
+from histotl.embed.telemetry import Clock, Telemetry
 from histotl.image.measures import Measures
 from histotl.image.stain.base import StainNormalizer
 from histotl.store import layout
@@ -92,13 +99,14 @@ def embed_patches(
     patches = list_patches(manifest)
     device = choose_device(config.device)
     workers = choose_workers(config, device)
-    with compute_settings(workers) as most_threads, ExitStack() as held:
+    forwards = choose_forwards(config, device, workers)
+    with compute_settings(forwards), ExitStack() as held:
         plan = look_up_patches(stain, patches, out, report)
         named = canonical(plan.normalizer)
-        models = load_models(config, None, stain=named, device=device, most_threads=most_threads)
+        models = load_models(config, None, stain=named, device=device)
         layout.prepare_output(out)
         layout.remove_stale_parts(out)
-        facts, failed = _inspect_all(patches, workers)
+        facts, failed = inspect_all(patches, workers)
         run = _PatchRun(
             out=out,
             name=set_name(manifest),
@@ -110,8 +118,9 @@ def embed_patches(
             measures=measures,
             device=device,
             workers=workers,
+            forwards=forwards,
             report=report,
-            source=_source(patches, facts),
+            source=digest_of(patches, facts),
             failed=failed,
         )
         for model in () if config.overwrite else models:
@@ -148,6 +157,7 @@ class _PatchRun:
     measures: Measures
     device: torch.device
     workers: int
+    forwards: Forwards
     report: Report
     source: str
     failed: list[Failure] = field(default_factory=list)
@@ -172,26 +182,34 @@ class _PatchRun:
         """Read and embed all; seals the files only when no image failed."""
         clock, began = self.clock, time.monotonic()
         accelerator = accelerator_of(self.device)
-        compute = Compute(accelerator, clock)
-        feed = Feed[_SameSize, _SameSize](readers=self.workers, batch_size=self._batch_size(), pin=accelerator.pinned)
-        with ExitStack() as open_files, feed, Filing(clock) as filing:
+        compute, workers = Compute(accelerator, clock), Workers[_OnTheWay, list[Features]](self.forwards)
+        feed = Feed[SameSize, SameSize](
+            readers=self.workers, batch_size=self._batch_size(), pin=accelerator.pinned, held=workers.most_on_way
+        )
+        with ExitStack() as open_files, feed, workers, Filing(clock) as filing:
             writers = [self._writer(model, models, open_files) for model in models]
-            puts, done = [], 0
+            puts, done = list[Future[None]](), 0
+
+            def file_finished(*, wait_for_all: bool = False) -> None:
+                nonlocal done
+                for on_the_way, answer in workers.finished(wait_for_all=wait_for_all):
+                    puts.extend(self._file(filing, writers, on_the_way.rows, answer()))
+                    on_the_way.release()
+                    done += len(on_the_way.rows)
+                    self._tell(done)
+
             events = feed.over(self._groups(), lambda group: group)
-            while (event := self._next(events)) is not None:
+            while (event := self._next(events, workers)) is not None:
                 if isinstance(event, Turn):
                     continue  # closed with the feed: a group holds nothing
-                rows = self._rows(event)
-                found = self._compute(compute, models, rows, event, feed)
-                # After a failure the rest is only read, so that all bad images are listed.
-                if self.measures.measures and found:
-                    *found, figures = found
-                    puts += [filing.put_quality(writer, rows, figures) for writer in writers]
-                for place, features in enumerate(found):
-                    view, model = divmod(place, len(writers))
-                    puts.append(filing.put(writers[model], rows, features, view=view - 1 if view else None))
-                done += len(rows)
-                self._tell(done)
+                with workers.waiting(clock):
+                    rows = self._rows(event)
+                release = partial(feed.release, event)
+                early, late = (_nothing, release) if workers.are_beside else (release, _nothing)
+                work = partial(self._compute, compute, models, rows, event.tiles, early)
+                workers.begin(_OnTheWay(rows=rows, release=late), work)
+                file_finished()
+            file_finished(wait_for_all=True)
             compute.finish()
             for put in puts:
                 put.result()
@@ -202,6 +220,7 @@ class _PatchRun:
             clock,
             models,
             self.device,
+            self.forwards,
             wall_s=time.monotonic() - began,
             n_tiles=len(self.patches),
             batch_size=feed.batch_size,
@@ -210,22 +229,38 @@ class _PatchRun:
         )
 
     def _next(
-        self, events: Iterator[Turn[_SameSize, _SameSize] | _PatchBatch]
-    ) -> Turn[_SameSize, _SameSize] | _PatchBatch | None:
-        with self.clock.stage(WAITING):
+        self,
+        events: Iterator[Turn[SameSize, SameSize] | _PatchBatch],
+        workers: Workers[_OnTheWay, list[Features]],
+    ) -> Turn[SameSize, SameSize] | _PatchBatch | None:
+        with workers.waiting(self.clock):
             return next(events, None)
+
+    def _file(
+        self, filing: Filing, writers: Sequence[EmbeddingsWriter], rows: npt.NDArray[np.int64], found: list[Features]
+    ) -> list[Future[None]]:
+        """Have the features of some rows written; nothing after a failure: the rest is only read, to list all."""
+        puts = []
+        if self.failed:
+            return []
+        if self.measures.measures:
+            *found, figures = found
+            puts += [filing.put_quality(writer, rows, figures) for writer in writers]
+        for place, features in enumerate(found):
+            view, model = divmod(place, len(writers))
+            puts.append(filing.put(writers[model], rows, features, view=view - 1 if view else None))
+        return puts
 
     def _batch_size(self) -> int:
         """Images of one size are few and their sizes many: no trial, as for slides, would pay."""
         largest = max(math.isqrt(f.shape[0] * f.shape[1]) for f in self.facts)
-        most = largest_batch(self.config, self.device, max(1, largest))
+        most = largest_batch(self.config, self.device, max(1, largest), self.forwards.count)
         return most if self.config.batch_size else min(most, fixed_batch(self.device))
 
     def _rows(self, batch: _PatchBatch) -> npt.NDArray[np.int64]:
         """Places in the set of the patches of a batch, all read."""
-        with self.clock.stage(WAITING):
-            for segment in batch.segments:
-                segment.is_read()
+        for segment in batch.segments:
+            segment.is_read()
         return np.concatenate([segment.turn.item.rows[segment.rows] for segment in batch.segments])
 
     def _compute(
@@ -233,28 +268,28 @@ class _PatchRun:
         compute: Compute,
         models: Sequence[Model],
         rows: npt.NDArray[np.int64],
-        batch: _PatchBatch,
-        feed: Feed[_SameSize, _SameSize],
+        tiles: torch.Tensor,
+        release: Callable[[], None],
     ) -> list[Features]:
+        """Features of some rows, in any thread; none after a failure."""
         if self.failed:
-            feed.release(batch)
+            release()
             return []
-        found = compute.run(
-            batch.tiles,
+        return compute.run(
+            tiles,
             partial(self._normalise, rows),
             models,
-            partial(feed.release, batch),
+            release,
             self._augments(rows),
             figures_of(self.measures, math.nan),  # nobody knows the pixel size of a patch
         )
-        return [] if self.failed else found
 
-    def _groups(self) -> list[_SameSize]:
+    def _groups(self) -> list[SameSize]:
         rows: dict[tuple[int, int], list[int]] = {}
         for row, fact in enumerate(self.facts):
             rows.setdefault(fact.shape, []).append(row)
         return [
-            _SameSize(
+            SameSize(
                 tile_shape=shape,
                 rows=np.array(members, np.int64),
                 patches=self.patches,
@@ -330,57 +365,16 @@ class _PatchRun:
         self.report(Step(stage="embed", done=done, total=total, item=self.name, units_done=done, units="patches"))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _SameSize:
-    """Images of one size: they can share a batch."""
+_PatchBatch = Batch[SameSize, SameSize]
 
-    tile_shape: tuple[int, int]
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _OnTheWay:
+    """A batch that is being computed: the places of its patches, and what gives its buffer back after that."""
+
     rows: npt.NDArray[np.int64]
-    patches: Sequence[Patch]
-    failed: list[Failure]
-    clock: Clock
-
-    @property
-    def n_tiles(self) -> int:
-        return len(self.rows)
-
-    @property
-    def group(self) -> tuple[int, int]:
-        return self.tile_shape
-
-    def read(self, rows: slice, out: npt.NDArray[np.uint8]) -> None:
-        for position, row in enumerate(self.rows[rows].tolist()):
-            patch = self.patches[row]
-            try:
-                with self.clock.stage("decode"):
-                    out[position] = read_patch(patch)
-            except SlideError as error:
-                # What stays in its place is never filed: with a failure on the list no file is sealed.
-                self.failed.append(Failure.of(patch.text, patch.path, error))
-
-    def close(self) -> None:
-        pass
+    release: Callable[[], None]
 
 
-_PatchBatch = Batch[_SameSize, _SameSize]
-
-
-def _inspect_all(patches: Sequence[Patch], workers: int) -> tuple[list[PatchFacts], list[Failure]]:
-    def inspect(patch: Patch) -> PatchFacts | Failure:
-        try:
-            return inspect_patch(patch)
-        except SlideError as error:
-            return Failure.of(patch.text, patch.path, error)
-
-    with ThreadPoolExecutor(workers, thread_name_prefix="histotl-reader") as pool:
-        found = list(pool.map(inspect, patches))
-    facts = [result for result in found if isinstance(result, PatchFacts)]
-    return facts, [result for result in found if isinstance(result, Failure)]
-
-
-def _source(patches: Sequence[Patch], facts: Sequence[PatchFacts]) -> str:
-    """Digest of names and bytes of all images; facts are fewer than patches only when nothing will be filed."""
-    digest = hashlib.sha256()
-    for patch, fact in zip(patches, facts, strict=False):
-        digest.update(f"{patch.text}\0{fact.digest}\n".encode())
-    return digest.hexdigest()[:16]
+def _nothing() -> None:
+    pass

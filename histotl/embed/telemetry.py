@@ -15,7 +15,7 @@ WORKING = ("plan", "read", "decode", "resample", "copy", "quality", "transform",
 quality figures; stain; augmented views; network; to the file."""
 
 WAITING = "wait"
-"""The device's thread waits for tiles."""
+"""The device has no tiles: on a CPU summed over the threads that compute."""
 
 STAGES = (*WORKING, WAITING)
 
@@ -57,15 +57,17 @@ class Telemetry:
 
     Args:
         seconds: Stage -> seconds, summed over its threads. Stages run beside each other, so they add up to more than
-            the wall time; ``wait`` is the time in which the device's thread had no tiles.
+            the wall time; ``wait`` is the time in which those that compute had no tiles.
         wall_s: From the first slide to the last file; loading the backbones is not in it.
         n_tiles: Tiles embedded.
         device: Where the network ran.
-        device_busy: Share of the wall time in which the device worked (quality, stain, views, network), 0 to 1.
+        device_busy: Share of the wall time in which the device worked (quality, stain, views, network), 0 to 1; of a
+            CPU the mean over its forward passes.
         batch_size: Tiles in a full batch, at the end.
         readers: Threads that read.
         planners: Threads that opened and planned.
-        compute_threads: Threads of the network on a CPU.
+        compute_threads: Threads of a forward pass on a CPU.
+        forwards: Forward passes side by side.
         decoder: What decoded JPEG tiles: ``cpu``, or ``nvjpeg`` where any slide's went to the GPU.
         jpeg_tiles: Compressed tiles of the files that were decoded directly.
         fallback_tiles: Tiles read region by region, because the format or a missing tile does not allow more.
@@ -86,6 +88,7 @@ class Telemetry:
     readers: int
     planners: int
     compute_threads: int
+    forwards: int = 1
     decoder: str = "cpu"
     jpeg_tiles: int = 0
     fallback_tiles: int = 0
@@ -105,27 +108,32 @@ class Telemetry:
         """The stages that took at least a hundredth of the wall time, in one line."""
         shares = [(name, self.seconds.get(name, 0.0) / self.wall_s) for name in STAGES] if self.wall_s > 0 else []
         shown = ", ".join(f"{name} {share:.0%}" for name, share in shares if share >= 0.01)
-        return f"{self.device} busy {self.device_busy:.0%}; of the wall time: {shown}"
+        beside = f", {self.forwards} forward passes side by side" if self.forwards > 1 else ""
+        return f"{self.device} busy {self.device_busy:.0%}{beside}; of the wall time: {shown}"
+
+    def share(self, seconds: float) -> float:
+        """Share of all that the device could have done in the wall time."""
+        return seconds / (self.wall_s * self.forwards)
 
 
 def _bottleneck(run: Telemetry) -> str:
     """What limited the run, and the flag that would help."""
     if not run.n_tiles or run.wall_s <= 0:
         return ""
-    waited = run.seconds.get(WAITING, 0.0) / run.wall_s
+    waiting = run.seconds.get(WAITING, 0.0)
     on_gpu = run.device.startswith("cuda")
     stages = ("quality", "transform", "augment", "forward")
     quality, transform, augment, forward = (run.seconds.get(name, 0.0) for name in stages)
     # A GPU must never starve; a CPU that works longer than it waits is itself what limits, whatever the first slide's
     # planning took.
-    if waited > _HUNGRY and (on_gpu or waited * run.wall_s > quality + transform + augment + forward):
-        return _hungry(run, waited)
+    if run.share(waiting) > _HUNGRY and (on_gpu or waiting > quality + transform + augment + forward):
+        return _hungry(run, run.share(waiting))
     if quality > max(transform, augment, forward):
-        return f"quality figures: {quality / run.wall_s:.0%} of the time; --quality none, or a GPU"
+        return f"quality figures: {run.share(quality):.0%} of the time; --quality none, or a GPU"
     if augment > max(transform, forward):
-        return f"making views: {augment / run.wall_s:.0%} of the time; a simpler --augment, fewer --views, or a GPU"
+        return f"making views: {run.share(augment):.0%} of the time; a simpler --augment, fewer --views, or a GPU"
     if transform > forward:
-        return f"stain normalisation: {transform / run.wall_s:.0%} of the time; --stain none, or a GPU"
+        return f"stain normalisation: {run.share(transform):.0%} of the time; --stain none, or a GPU"
     if run.convertible:
         cpu = "--runtime openvino or --compile, --precision bf16 where the CPU has units for it, or a GPU"
         cure = "--compile, or a larger GPU" if on_gpu else cpu

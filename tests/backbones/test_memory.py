@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -32,6 +34,36 @@ def test_freed_blocks_are_used_again() -> None:
     assert kept < pages / 10
     # Huge pages, where the system has them on, make fewer faults of the same memory.
     assert after > 5 * max(1, kept)
+
+
+_IN_A_THREAD = """
+import resource, sys, threading
+import torch
+from histotl.backbones._memory import large_blocks_kept
+
+def work():
+    for _ in range(20):
+        maps = [torch.zeros(12 * 2**20).add_(1) for _ in range(3)]  # 48 MiB each
+        del maps
+        found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+
+found = []
+torch.set_num_threads(1)
+with large_blocks_kept(in_threads=sys.argv[1] == "shared"):
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+print(found[-1] - found[-11])
+"""
+
+
+@pytest.mark.skipif(_glibc() is None, reason="no glibc")
+def test_threads_beside_the_main_one_use_their_blocks_again_too() -> None:
+    def pages(how: str) -> int:
+        command = [sys.executable, "-c", _IN_A_THREAD, how]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert pages("shared") < pages("own") / 10
 
 
 def test_it_lasts_over_an_error() -> None:

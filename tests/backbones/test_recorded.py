@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -63,6 +65,34 @@ def test_after_some_time_the_graph_takes_over_with_equal_bits(monkeypatch: pytes
     found += run(graphic, tiles[2:])
     assert net.calls == before, "the graph runs no Python of the network"
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_several_threads_use_it_at_once_and_one_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_recorded, "_FIRST_S", 0.0)
+    times, real = [], _recorded._RecordedLater._record
+    monkeypatch.setattr(
+        _recorded._RecordedLater, "_record", lambda self, *batch: times.append(batch) or real(self, *batch)
+    )
+    with seeded(1):
+        net = Net()
+    plain = embedder_of(net)
+    shares = [batches(12, size=size) for size in (64, 7, 33, 2)]
+    wanted = [run(plain, share) for share in shares]
+    graphic, together = recorded(plain), threading.Barrier(len(shares))
+
+    def work(share: list[torch.Tensor]) -> list[torch.Tensor]:
+        together.wait(5)
+        return run(graphic, share)
+
+    with ThreadPoolExecutor(len(shares)) as pool:
+        first = list(pool.map(work, shares))
+        before = net.calls
+        second = list(pool.map(work, shares))
+    assert net.calls == before, "the graph runs in all of them"
+    assert len(times) == 1
+    for found in (first, second):
+        for mine, own in zip(found, wanted, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(mine, own, strict=True))
 
 
 class ByItsBatch(Net):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 
 import pytest
 import torch
@@ -16,11 +17,12 @@ from histotl.embed._models import Model, load_models
 from histotl.embed._plan import sample_rows
 from histotl.embed.config import EmbedConfig, TileConfig
 from histotl.embed.device import (
+    Forwards,
+    choose_forwards,
     choose_precision,
     choose_workers,
     compute_settings,
     largest_batch,
-    share_cores,
     usable_cores,
 )
 
@@ -111,11 +113,13 @@ def test_batches_shrink_with_the_tiles():
     assert largest_batch(auto, GPU, 224) == 1024
     assert largest_batch(auto, GPU, 448) == 256
     assert largest_batch(auto, CPU, 64) == 64
+    assert [largest_batch(auto, CPU, 224, forwards) for forwards in (1, 2, 4, 16)] == [64, 32, 16, 16]
+    assert largest_batch(EmbedConfig(batch_size=200), CPU, 224, 4) == 200
     assert largest_batch(auto, CPU, 100_000) == 1
 
 
 @pytest.mark.parametrize(("cores", "gpu", "cpu"), [(1, 1, 1), (2, 1, 1), (16, 8, 4), (64, 8, 8)])
-def test_readers_leave_cores_to_the_network(monkeypatch, cores, gpu, cpu):
+def test_readers_are_few_beside_the_network(monkeypatch, cores, gpu, cpu):
     monkeypatch.setattr(device_module, "usable_cores", lambda: cores)
     assert choose_workers(EmbedConfig(), GPU) == gpu
     assert choose_workers(EmbedConfig(), CPU) == cpu
@@ -127,19 +131,54 @@ def test_cores_are_those_that_may_be_used():
     assert usable_cores() == len(os.sched_getaffinity(0))
 
 
-def test_settings_come_back(monkeypatch):
+@pytest.fixture
+def six_threads(monkeypatch):
+    """torch has six threads, on a machine with eight cores."""
     before = torch.get_num_threads()
     monkeypatch.setattr(device_module, "usable_cores", lambda: 8)
     torch.set_num_threads(6)
-    try:
-        with compute_settings(5):
-            assert torch.get_num_threads() == 3
-            assert torch.backends.cudnn.allow_tf32 is False
-        assert torch.get_num_threads() == 6
-        with compute_settings(100):
-            assert torch.get_num_threads() == 1
-    finally:
-        torch.set_num_threads(before)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("six_threads")
+def test_settings_come_back():
+    seen = []
+    with compute_settings(Forwards(threads=3)):
+        assert torch.get_num_threads() == 3
+        assert torch.backends.cudnn.allow_tf32 is False
+        other = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        other.start()
+        other.join()
+    assert seen == [3], "threads that begin meanwhile have as many"
+    assert torch.get_num_threads() == 6
+
+
+@pytest.mark.usefixtures("six_threads")
+def test_on_a_cpu_every_core_has_a_forward_pass_of_one_thread(monkeypatch):
+    assert choose_forwards(EmbedConfig(), CPU, 2) == Forwards(count=6, threads=1)
+    monkeypatch.setattr(device_module, "usable_cores", lambda: 3)
+    assert choose_forwards(EmbedConfig(), CPU, 2) == Forwards(count=3, threads=1)
+    monkeypatch.setattr(device_module, "usable_cores", lambda: 200)
+    torch.set_num_threads(200)
+    assert choose_forwards(EmbedConfig(), CPU, 8) == Forwards(count=16, threads=1)
+    torch.set_num_threads(1)
+    assert choose_forwards(EmbedConfig(), CPU, 1) == Forwards(count=1, threads=1)
+
+
+@pytest.mark.usefixtures("six_threads")
+@pytest.mark.parametrize(("policy", "threads"), [("PASSIVE", 6), ("ACTIVE", 3), ("", 3)])
+@pytest.mark.parametrize("options", [{"runtime": "openvino"}, {"compile": True}])
+def test_a_runtime_with_threads_of_its_own_has_one_forward_pass(monkeypatch, policy, threads, options):
+    monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    assert choose_forwards(EmbedConfig(**options), CPU, 5) == Forwards(count=1, threads=threads)
+    assert choose_forwards(EmbedConfig(), CPU, 5, side_by_side=False) == Forwards(count=1, threads=threads)
+
+
+@pytest.mark.usefixtures("six_threads")
+def test_a_gpu_has_one_thread_that_feeds_it():
+    assert choose_forwards(EmbedConfig(), GPU, 7) == Forwards(count=1, threads=1)
+    assert choose_forwards(EmbedConfig(), GPU, 5) == Forwards(count=1, threads=3)
 
 
 def test_autocast_is_on_only_where_it_was_chosen():
@@ -189,17 +228,3 @@ def test_the_sample_is_spread_evenly(n, wanted):
         assert rows[0] == 0
         assert rows[-1] >= n - -(-n // len(rows))
         assert set(range(n)) >= set(rows.tolist())
-
-
-@pytest.mark.parametrize(
-    ("policy", "seconds", "threads"), [("PASSIVE", 0.5, 2), ("PASSIVE", 0.001, 1), ("ACTIVE", 0.5, 1), ("", 0.5, 1)]
-)
-def test_slow_networks_get_all_cores_where_idle_threads_sleep(monkeypatch, policy, seconds, threads):
-    monkeypatch.setenv("OMP_WAIT_POLICY", policy)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        share_cores(seconds, 2)
-        assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)

@@ -44,6 +44,15 @@ def test_the_bottleneck_is_named_with_a_flag():
     assert told(n_tiles=0).bottleneck == ""
 
 
+def test_shares_are_of_all_forward_passes():
+    two = told(forwards=2, seconds={"wait": 12.0, "decode": 9.0, "forward": 8.0})
+    assert two.bottleneck.startswith("decoding: the network waited 60%")
+    assert told(forwards=2, seconds={"wait": 1.0, "transform": 12.0}).bottleneck.startswith("stain normalisation: 60%")
+    assert two.line == (
+        "cpu busy 90%, 2 forward passes side by side; of the wall time: decode 90%, forward 80%, wait 120%"
+    )
+
+
 def test_a_cpu_that_works_longer_than_it_waits_is_the_bottleneck():
     seconds = {"wait": 2.0, "plan": 9.0, "forward": 7.5}
     assert told(seconds=seconds).bottleneck.startswith("the network")

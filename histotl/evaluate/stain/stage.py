@@ -20,7 +20,7 @@ from histotl.embed._plan import tissue_finder
 from histotl.embed._reading import Feed, Turn
 from histotl.embed._slides import Account, list_entries
 from histotl.embed.config import EmbedConfig, TileConfig
-from histotl.embed.device import choose_planners, choose_workers, compute_settings
+from histotl.embed.device import choose_forwards, choose_planners, choose_workers, compute_settings
 from histotl.embed.stain_target import look_up
 from histotl.embed.summary import write_failures
 from histotl.evaluate.stain import gather
@@ -85,10 +85,11 @@ def compare_stains(
     device = choose_device(config.device)
     embedding = EmbedConfig(backbone=config.backbone, device=config.device)
     account = Account(stage="stain", total=len(entries), out=out, report=report)
-    with compute_settings(choose_workers(embedding, device)) as most_threads:
+    forwards = choose_forwards(embedding, device, choose_workers(embedding, device), side_by_side=False)
+    with compute_settings(forwards):
         planners = choose_planners(device)
         plans = {name: look_up(method, entries, tiling, out, report, planners) for name, method in methods.items()}
-        models = load_models(embedding, tiling.spec, stain="none", device=device, most_threads=most_threads)
+        models = load_models(embedding, tiling.spec, stain="none", device=device)
         bench = Bench(
             config=config,
             methods=plans,
