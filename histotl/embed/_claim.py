@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +13,9 @@ from histotl.store.lock import SlideLock
 
 State = Literal["ready", "current", "busy"]
 """To be worked on; nothing to do; being worked on by another process."""
+
+_GRACE_S = 0.2
+"""What a process needs at most to lock the files of a slide, one after the other, also on a slow disk."""
 
 W = TypeVar("W")
 
@@ -39,7 +43,14 @@ def claim(
             missing.append(key)
     if not missing:
         return "current", ()
-    locked = [key for key in missing if _take_lock(path(key), held)]
+    locked, waited = [], False
+    for key in missing:
+        if _take_lock(path(key), held):
+            locked.append(key)
+        elif not waited:
+            # Whoever was faster here is about to lock the others, too: two processes need not both read the slide.
+            time.sleep(_GRACE_S)
+            waited = True
     if not locked:
         return "busy", ()
     # Another process may have finished it between the first look and the lock.
