@@ -104,7 +104,7 @@ def kept_residual(stronger: Array) -> float:
     Args:
         stronger: Factors of the two stains (2,).
     """
-    return min(1.0, *stronger.tolist())
+    return min(1.0, float(stronger.min()))
 
 
 def _vector(values: Array) -> Vector:

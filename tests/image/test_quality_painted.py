@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.quality.cases import CASES, Case, auroc, figures, scores
+from benchmarks.quality.cases import CASES, Case, auroc, beyond, figures, scores
 from benchmarks.quality.sources import PAINTED_MPP, cut, painted_slide, truth
 from histotl.image.measures import Measures
 
@@ -24,6 +24,16 @@ def test_what_is_done_to_painted_tiles_is_found(case: Case, clean: list[np.ndarr
     assert len(clean) >= 20
     for column, before, after in scores(case, measures, clean, PAINTED_MPP, figures(measures, clean, PAINTED_MPP)):
         assert auroc(before, after) >= 0.95, column
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "fold" in case.name], ids=lambda case: case.name)
+def test_the_line_for_folds_calls_few_clean_tiles_doubtful_and_most_folded_ones(
+    case: Case, clean: list[np.ndarray]
+) -> None:
+    measures = Measures.parse("fold")
+    before, after = beyond(case, "fold", measures, clean, PAINTED_MPP, figures(measures, clean, PAINTED_MPP))
+    assert before.mean() <= 0.05
+    assert after.mean() >= 0.6
 
 
 @pytest.mark.parametrize(
