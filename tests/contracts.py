@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 import torch
 
-from histotl.core.errors import HistotlError
+from histotl.core.errors import HistotlError, UsageError
 from histotl.core.registry import PLUGIN_FOLDERS, available, canonical, create, plugin
 from histotl.image._tile_view import TileView
+from histotl.image.stain.base import StainTransform
 from histotl.learn.sharing.base import SharingShape
 
 # How to build what has no default: a small real case.
@@ -105,6 +106,27 @@ def check_stain(name: str) -> None:
     assert torch.equal(halves, result), "a batch split changes the result"
     json.dumps(dict(transform.state))
     assert torch.equal(normalizer.fit(tiles)(tiles), result), "fitting twice gives another result"
+    check_exact_levels(transform, tiles, result)
+
+
+def check_exact_levels(transform: StainTransform, tiles: torch.Tensor, rounded: torch.Tensor) -> None:
+    levels = transform(tiles, dtype=torch.float32)
+    assert levels.shape == tiles.shape
+    assert levels.dtype == torch.float32, "floats are given where they are asked for"
+    assert 0 <= levels.min() <= levels.max() <= 255, "levels are clipped"
+    on_border = ((levels - levels.floor()) - 0.5).abs() < 1e-3
+    off = (levels.round() - rounded).abs()
+    assert off[~on_border].max() == 0, "uint8 is not the rounded float"
+    assert off.max() <= 1, "on the border of two levels uint8 is neither of them"
+    halves = torch.cat([transform(part, dtype=torch.float32) for part in (tiles[:1], tiles[1:])])
+    assert torch.equal(halves, levels), "a batch split changes the levels"
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        assert torch.equal(transform(tiles, dtype=dtype), levels.to(dtype)), "levels are float32, then cast"
+    assert torch.equal(transform(tiles, dtype=torch.uint8), rounded), "uint8 is what is given unasked"
+    for dtype in (torch.int32, torch.bool):
+        with pytest.raises(UsageError, match=str(dtype)) as caught:
+            transform(tiles, dtype=dtype)
+        assert "torch.uint8" in caught.value.hint
 
 
 def check_augment(name: str) -> None:

@@ -1,30 +1,36 @@
 """AUROC of the quality figures on clean tiles that were degraded by known amounts.
 
     python -m benchmarks.quality --painted 4 [--tiles NAME MPP FOLDER]... [--slide NAME FILE]... [--most 200]
+    python -m benchmarks.quality --lines …
 
-Prints one table a source and one of all together, and what a tile costs on one thread.
+Prints a table with a column a source and one for all together, and what a tile costs on one thread. With --lines it
+prints in its place how many clean and degraded tiles lie beyond the lines that summaries draw.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.quality.cases import CASES, auroc, figures, interval, scores
+from benchmarks.quality.cases import CASES, auroc, beyond, figures, interval, scores
 from benchmarks.quality.degrade import Tile
 from benchmarks.quality.sources import PAINTED_MPP, cut, images, painted_slide, slide_tiles
-from histotl.image.measures import Measures
+from histotl.image.measures import DOUBTFUL, Measures
+
+Source = tuple[list[Tile], float]
+"""Clean tiles and their pixel size in µm."""
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 
 
-def sources(args: argparse.Namespace) -> dict[str, tuple[list[Tile], float]]:
+def sources(args: argparse.Namespace) -> dict[str, Source]:
     """Name -> clean tiles and their pixel size."""
-    found: dict[str, tuple[list[Tile], float]] = {}
+    found: dict[str, Source] = {}
     if args.painted:
         found["painted"] = (
             [tile for seed in range(args.painted) for tile in cut(painted_slide(seed).image)],
@@ -36,6 +42,20 @@ def sources(args: argparse.Namespace) -> dict[str, tuple[list[Tile], float]]:
     for name, path in args.slide:
         found[name] = slide_tiles(Path(path))
     return found
+
+
+def print_lines(measures: Measures, found: Mapping[str, Source]) -> None:
+    """Shares of the clean and of the degraded tiles that are called doubtful, a row for each case."""
+    print("| done to the tile | doubtful | " + " | ".join(f"{name}, clean / done" for name in found) + " | all |")
+    print("|---|---|" + "---|" * (len(found) + 1))
+    clean = {name: figures(measures, tiles, mpp) for name, (tiles, mpp) in found.items()}
+    for case in CASES:
+        for column in (column for column in case.columns if column in DOUBTFUL):
+            pairs = [beyond(case, column, measures, *source, clean[name]) for name, source in found.items()]
+            pairs.append((np.concatenate([one for one, _ in pairs]), np.concatenate([other for _, other in pairs])))
+            cells = [f"{before.mean():.1%} / {after.mean():.1%}" for before, after in pairs]
+            print(f"| {case.name} | `{DOUBTFUL[column]}` | " + " | ".join(cells) + " |", flush=True)
+    print("\nclean tiles: " + ", ".join(f"{name} {len(tiles)}" for name, (tiles, _) in found.items()))
 
 
 def cost_ms(measures: Measures, tiles: int = 64, rounds: int = 15) -> float:
@@ -56,9 +76,13 @@ def main() -> None:
     parser.add_argument("--tiles", nargs=3, action="append", default=[], metavar=("NAME", "MPP", "FOLDER"))
     parser.add_argument("--slide", nargs=2, action="append", default=[], metavar=("NAME", "FILE"))
     parser.add_argument("--most", type=int, default=200)
+    parser.add_argument("--lines", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
     measures, found = Measures.parse("all"), sources(args)
+    if args.lines:
+        print_lines(measures, found)
+        return
     names = [*found, "all"] if len(found) > 1 else list(found)
     print("| done to the tile | figure | " + " | ".join(names) + " |")
     print("|---|---|" + "---|" * len(names))

@@ -14,7 +14,8 @@ from scipy.stats import rankdata
 
 from benchmarks.quality import degrade
 from benchmarks.quality.degrade import INKS, Tile
-from histotl.image.measures import Measures
+from histotl.core.condition import Condition
+from histotl.image.measures import DOUBTFUL, Measures
 
 Figures = Mapping[str, NDArray[np.float32]]
 Change = Callable[[Tile, np.random.Generator, float], Tile]
@@ -86,6 +87,15 @@ def scores(
             np.nan_to_num(case.sign * found[column].astype(np.float64), nan=1e9) for found in (clean, changed)
         )
         yield column, before, after
+
+
+def beyond(
+    case: Case, column: str, measures: Measures, tiles: Sequence[Tile], mpp: float, clean: Figures, seed: int = 0
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which of the clean and which of the changed tiles summaries call doubtful by a column."""
+    rng, line = np.random.default_rng(seed), Condition.parse(DOUBTFUL[column])
+    changed = figures(measures, [case.change(tile, rng, mpp) for tile in tiles], mpp)
+    return line.holds({column: clean[column]}), line.holds({column: changed[column]})
 
 
 def auroc(clean: NDArray[np.float64], changed: NDArray[np.float64]) -> float:

@@ -1,4 +1,4 @@
-"""Painted slides with pen, fold, pale and fatty tissue, and the score of a mask on them.
+"""Painted slides with pen, fold, bubble, pale and fatty tissue, and the score of a mask on them.
 
 Truth is what was painted as tissue, folds and the cells of fat included. Ink is none: on glass it counts as wrong. What
 lies under ink is tissue that cannot be used; a mask may have it or not, and it counts neither way.
@@ -44,6 +44,7 @@ KINDS = {
     "plain": Kind(),
     "pen": Kind(artefacts=("pen",)),
     "fold": Kind(artefacts=("fold",)),
+    "bubble": Kind(artefacts=("bubble",)),
     "pen, fold and blur": Kind(artefacts=("pen", "fold", "blur")),
     "pale, 30 % of the dye": Kind(uptake=(0.3, 0.3)),
     "pale, 15 % of the dye": Kind(uptake=(0.15, 0.15)),

@@ -19,6 +19,7 @@ from histotl.core.progress import Report
 from histotl.core.provenance import file_digest
 from histotl.embed.config import EmbedConfig, TileConfig
 from histotl.evaluate.config import EvaluateConfig
+from histotl.evaluate.stain.config import StainConfig
 from histotl.learn.config import PredictConfig, TrainConfig, check_plugins
 from histotl.paint.config import PaintConfig
 
@@ -183,9 +184,14 @@ def _key(step: RecipeStep) -> str:
 
 def _inputs(step: RecipeStep) -> Iterator[tuple[str, Path]]:
     """Paths that a step reads: its arguments, and the options that name a file or folder."""
+    from histotl.wsi.manifest import load_manifest
+
     yield from ((name, place) for name, place in step.places.items() if name != "out")
+    if slides := step.places.get("slides"):
+        # A table or a pattern names files that are not it.
+        yield from ((f"slide {entry.slide_id}", entry.path) for entry in load_manifest(str(slides)))
     for config in step.configs:
-        for name in ("table", "features"):
+        for name in ("table", "features", "sites", "model"):
             if place := getattr(config, name, None):
                 yield f"option {name}", Path(place)
 
@@ -235,6 +241,16 @@ def _embed_patches(step: RecipeStep, report: Report) -> Outcome:
     return Outcome(ok=summary.ok, message=f"{counts}, {summary.n_tiles} patches")
 
 
+def _stain(step: RecipeStep, report: Report) -> Outcome:
+    from histotl.evaluate.stain.stage import compare_stains
+
+    tiling, config = step.configs
+    result = compare_stains(str(step.places["slides"]), step.out, tiling=tiling, config=config, report=report)
+    evidence = result.evidence
+    counts = f"{len(evidence.slides)} slides, {len(evidence.failures)} failures"
+    return Outcome(ok=evidence.ok, message=f"{counts} → {result.page}")
+
+
 def _train(step: RecipeStep, report: Report) -> Outcome:
     from histotl.learn.train import train
 
@@ -265,6 +281,12 @@ VERBS: Mapping[str, _Verb] = {
     "tile": _Verb(places=("slides", "out"), configs=(TileConfig,), call=_tile, resumes=True),
     "embed": _Verb(places=("slides", "out"), configs=(TileConfig, EmbedConfig), call=_embed, resumes=True),
     "embed_patches": _Verb(places=("manifest", "out"), configs=(EmbedConfig,), call=_embed_patches, resumes=True),
+    "stain": _Verb(
+        places=("slides", "out"),
+        configs=(TileConfig, StainConfig),
+        call=_stain,
+        makes=("stain.json", "stain.html"),
+    ),
     "train": _Verb(
         places=("table", "features", "out"),
         configs=(TrainConfig,),

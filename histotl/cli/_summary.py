@@ -83,13 +83,19 @@ def _print_quality(summary: RunSummary) -> None:
 
 
 def print_plan(
-    slides: str, folder: Path, tiling: TileConfig, *, backbones: Sequence[str] = (), stain: str = "", as_json: bool
+    slides: str,
+    folder: Path,
+    tiling: TileConfig,
+    *,
+    backbones: Sequence[str] = (),
+    stains: Sequence[str] = (),
+    as_json: bool,
 ) -> int:
     """Say which slides would be worked on. Names of plug-ins are checked; nothing is opened or written."""
     from histotl.wsi.manifest import load_manifest
 
     create("tissue", tiling.tissue)
-    for kind, specs in (("backbone", backbones), ("stain", (stain,) if stain else ())):
+    for kind, specs in (("backbone", backbones), ("stain", stains)):
         for spec in specs:
             create(kind, spec)
     entries = load_manifest(slides, mpp_override=tiling.mpp_override)
@@ -100,5 +106,5 @@ def print_plan(
         print_json([dict(zip(("slide_id", "path", "mpp"), row, strict=True)) for row in rows])
         return EXIT_OK
     print_table(["slide", "file", "mpp"], rows)
-    out().print(f"{len(rows)} slides → {folder / tiling.spec.folder}; nothing was written", markup=False)
+    out().print(f"{len(rows)} slides → {folder}; nothing was written", markup=False)
     return EXIT_OK

@@ -47,7 +47,8 @@ def embed(
 
         views_of(config, tiling.tile_px)  # refuses an augmentation that cannot be read
         drop_condition(config.drop, Measures.parse(config.quality))  # and so does this a measure or a condition
-        return print_plan(slides, out, tiling, backbones=config.backbone, stain=config.stain, as_json=json)
+        folder = out / tiling.spec.folder
+        return print_plan(slides, folder, tiling, backbones=config.backbone, stains=(config.stain,), as_json=json)
     if patches and tiling != TileConfig():
         given = [f.name for f in dataclasses.fields(tiling) if getattr(tiling, f.name) != f.default]
         flags = ", ".join("--" + name.replace("_", "-") for name in given)

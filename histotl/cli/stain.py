@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from histotl.cli._console import EXIT_OK, EXIT_SOME_FAILED, ProgressBar, out, print_json, print_table
-from histotl.cli._summary import print_failures
+from histotl.cli._summary import print_failures, print_plan
 from histotl.embed.config import TileConfig
 from histotl.evaluate.stain.config import StainConfig
 
@@ -20,6 +20,7 @@ def stain(
     *,
     tiling: Annotated[TileConfig, Parameter(name="*")] = TileConfig(),  # noqa: B008  frozen
     config: Annotated[StainConfig, Parameter(name="*")] = StainConfig(),  # noqa: B008  frozen
+    dry_run: bool = False,
     json: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -30,9 +31,17 @@ def stain(
         out_folder: Folder for the page and its figures.
         tiling: Which tiles.
         config: What is compared, and how.
+        dry_run: Say what would be done, and write nothing.
         json: Print all figures as JSON.
         quiet: No progress.
     """
+    if dry_run:
+        from histotl.evaluate.stain.origins import read_origins
+        from histotl.wsi.manifest import load_manifest
+
+        read_origins(config, [entry.slide_id for entry in load_manifest(slides)])  # refuses a table that does not fit
+        stains = (*config.stain, config.vectors)
+        return print_plan(slides, out_folder, tiling, backbones=config.backbone, stains=stains, as_json=json)
     from histotl.evaluate.stain.stage import compare_stains
 
     with ProgressBar(quiet=quiet) as report:

@@ -33,7 +33,7 @@ def tile(
         quiet: No progress.
     """
     if dry_run:
-        return print_plan(slides, out, tiling, as_json=json)
+        return print_plan(slides, out / tiling.spec.folder, tiling, as_json=json)
     from histotl.embed.tile import tile_slides
 
     with ProgressBar(quiet=quiet) as report:

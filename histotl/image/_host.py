@@ -20,9 +20,11 @@ import torch
 
 from histotl.image._lab import FROM_XYZ, KNEE, KNEE_ROOT, TO_XYZ, linear_levels
 from histotl.image._od import IO, Array, od_table
+from histotl.image._planes import is_exact
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
+Levels = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 
 _LINEAR_KNEE = 0.0031308
 """Linear light below which sRGB is straight (IEC 61966-2-1)."""
@@ -40,13 +42,16 @@ def is_host(tiles: torch.Tensor) -> bool:
     return tiles.device.type == "cpu"
 
 
-def restained(tiles: torch.Tensor, matrix: Array, added: Array | None = None) -> torch.Tensor:
+def restained(
+    tiles: torch.Tensor, matrix: Array, added: Array | None = None, *, dtype: torch.dtype = torch.uint8
+) -> torch.Tensor:
     """Apply a matrix to optical densities.
 
     Args:
         tiles: uint8 RGB (b, h, w, 3) on the CPU.
         matrix: (3, 3): row r gives the new density of channel r; or one for each tile (b, 3, 3).
         added: Densities (b, 3) that are added afterwards; None for none.
+        dtype: Of the result, see :func:`histotl.image._planes.map_planes`.
     """
     # Level + 1 is 256 exp(-density), and cv2.transform adds a fourth column: the factor 256 costs nothing.
     offset = math.log(IO) - (np.zeros((1, 3)) if added is None else added)
@@ -56,19 +61,21 @@ def restained(tiles: torch.Tensor, matrix: Array, added: Array | None = None) ->
     )
     table, each = _minus_od(), iter(weights)
 
-    def restain(tile: Pixels, out: Pixels) -> None:
+    def restain(tile: Pixels, out: Levels) -> None:
         a, b = _scratch(tile.shape)
         cv2.LUT(tile, table, a)
         cv2.transform(a, next(each), b)
         flat_a, flat_b = _flat(a), _flat(b)
         np.clip(flat_b, 0.0, 6.0, out=flat_b)  # up to exp(6) = 403: level 255 and more
         cv2.exp(flat_b, flat_a)
-        cv2.convertScaleAbs(flat_a, _flat(out), 1.0, -1.0)
+        _write(flat_a, out, -1.0)
 
-    return _map(tiles, restain)
+    return _map(tiles, restain, dtype)
 
 
-def relit(tiles: torch.Tensor, gain: tuple[float, ...], shift: tuple[float, ...]) -> torch.Tensor:
+def relit(
+    tiles: torch.Tensor, gain: tuple[float, ...], shift: tuple[float, ...], *, dtype: torch.dtype = torch.uint8
+) -> torch.Tensor:
     """Apply a gain and a shift to each of L*, a* and b*.
 
     L*, a* and b* are sums of the cube roots of X, Y and Z, so that the change is one matrix on those.
@@ -77,6 +84,7 @@ def relit(tiles: torch.Tensor, gain: tuple[float, ...], shift: tuple[float, ...]
         tiles: uint8 RGB (b, h, w, 3) on the CPU.
         gain: Factors of L*, a* and b*.
         shift: Added after them.
+        dtype: Of the result, see :func:`histotl.image._planes.map_planes`.
     """
     gl, ga, gb = gain
     sl, sa, sb = shift
@@ -93,7 +101,7 @@ def relit(tiles: torch.Tensor, gain: tuple[float, ...], shift: tuple[float, ...]
     table = linear_levels().astype(np.float32).reshape(256, 1)
     log_gain, step = math.log(1.055 * 255), 0.055 * 255
 
-    def relight(tile: Pixels, out: Pixels) -> None:
+    def relight(tile: Pixels, out: Levels) -> None:
         a, b = _scratch(tile.shape)
         flat_a, flat_b = _flat(a), _flat(b)
         cv2.LUT(tile, table, a)
@@ -113,28 +121,39 @@ def relit(tiles: torch.Tensor, gain: tuple[float, ...], shift: tuple[float, ...]
         np.subtract(flat_a, step, out=flat_a)
         flat_a[low] = flat_b[low] * (12.92 * 255)
         np.clip(flat_a, 0.0, 255.0, out=flat_a)
-        cv2.convertScaleAbs(flat_a, _flat(out))
+        _write(flat_a, out)
 
-    return _map(tiles, relight)
+    return _map(tiles, relight, dtype)
 
 
-def retabled(tiles: torch.Tensor, tables: Pixels) -> torch.Tensor:
+def retabled(tiles: torch.Tensor, tables: Levels, *, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
     """Replace the levels of each channel by their entries in a table.
 
     Args:
         tiles: uint8 RGB (b, h, w, 3) on the CPU.
-        tables: uint8 (256, 3).
+        tables: (256, 3), uint8 for that dtype and else float32.
+        dtype: Of the result, see :func:`histotl.image._planes.map_planes`.
     """
-    table = np.ascontiguousarray(tables).reshape(256, 1, 3)
-    return _map(tiles, lambda tile, out: cv2.LUT(tile, table, out))
+    table = tables.reshape(256, 1, 3)
+    return _map(tiles, lambda tile, out: cv2.LUT(tile, table, out), dtype)
 
 
-def _map(tiles: torch.Tensor, function: Callable[[Pixels, Pixels], object]) -> torch.Tensor:
-    out = torch.empty_like(tiles, memory_format=torch.contiguous_format)
+def _map(tiles: torch.Tensor, function: Callable[[Pixels, Levels], object], dtype: torch.dtype) -> torch.Tensor:
+    own = torch.float32 if is_exact(dtype) else torch.uint8
+    out = torch.empty_like(tiles, dtype=own, memory_format=torch.contiguous_format)
     if tiles.numel():
         for tile, into in zip(tiles.contiguous().numpy(), out.numpy(), strict=True):
             function(tile, into)
-    return out
+    return out.to(dtype)
+
+
+def _write(levels: Floats, out: Levels, added: float = 0.0) -> None:
+    """Write levels of one channel, which are not negative when the number was added: rounded, or clipped at 255."""
+    if out.dtype == np.uint8:
+        cv2.convertScaleAbs(levels, _flat(out), 1.0, added)
+    else:
+        np.add(levels, added, out=levels)
+        np.clip(levels, 0.0, 255.0, out=_flat(out))
 
 
 def _power(source: Floats, out: Floats, exponent: float, log_gain: float = 0.0) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from histotl.core.errors import UsageError
+
 Planes = Sequence[torch.Tensor]
 """R, G and B of k tiles: three tensors (k, h * w)."""
 
@@ -13,7 +15,9 @@ _CPU_PIXELS = 1 << 16
 _DEVICE_PIXELS = 1 << 24
 
 
-def map_planes(tiles: torch.Tensor, function: Callable[[Planes, slice], Planes]) -> torch.Tensor:
+def map_planes(
+    tiles: torch.Tensor, function: Callable[[Planes, slice], Planes], *, dtype: torch.dtype = torch.uint8
+) -> torch.Tensor:
     """Apply a pixel-wise colour function to a batch.
 
     Separate planes let every step be one contiguous vector operation, and a chunk of one tile or so stays in the CPU's
@@ -24,20 +28,37 @@ def map_planes(tiles: torch.Tensor, function: Callable[[Planes, slice], Planes])
         tiles: uint8 RGB (b, h, w, 3).
         function: Takes three uint8 planes (k, h * w) and the slice of the batch that they are; returns three float
             planes whose values are levels 0 to 255 plus one half: they are clipped and cut, which rounds halves up.
+        dtype: Of the result: uint8, or a floating one for levels that are clipped and not cut.
 
     Returns:
-        uint8 RGB (b, h, w, 3), on the same device.
+        RGB (b, h, w, 3), on the same device.
+
+    Raises:
+        UsageError: The dtype is another.
     """
+    exact = is_exact(dtype)
     b, h, w, _ = tiles.shape
-    out = torch.empty_like(tiles, memory_format=torch.contiguous_format)
+    out = torch.empty_like(tiles, dtype=dtype, memory_format=torch.contiguous_format)
     budget = _CPU_PIXELS if tiles.device.type == "cpu" else _DEVICE_PIXELS
     step = max(1, budget // max(1, h * w))
     for start in range(0, b, step):
         rows = slice(start, min(start + step, b))
         planar = tiles[rows].movedim(-1, 0).reshape(3, -1, h * w)
         for channel, plane in enumerate(function(planar.unbind(0), rows)):
-            out[rows, :, :, channel] = plane.clamp(0, 255).to(torch.uint8).view(-1, h, w)
+            levels = (plane - 0.5).clamp(0, 255) if exact else plane.clamp(0, 255).to(torch.uint8)
+            out[rows, :, :, channel] = levels.view(-1, h, w)
     return out
+
+
+def is_exact(dtype: torch.dtype) -> bool:
+    """Whether pixels of this dtype are levels before rounding; if not, they are uint8.
+
+    Raises:
+        UsageError: They are neither.
+    """
+    if dtype == torch.uint8 or dtype.is_floating_point:
+        return dtype.is_floating_point
+    raise UsageError(f"tiles cannot be had as {dtype}", hint="ask for torch.uint8, or for floats: torch.float32")
 
 
 def look_up(table: torch.Tensor, plane: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 Three kinds are enough for all methods: a matrix on optical densities, a gain and a shift of L*, a* and b*, and a table
 of levels for each channel. Each has a way for the CPU (:mod:`histotl.image._host`) and one in torch for other devices;
-they differ by a level where a value lies on the border between two.
+they differ by a level where a value lies on the border between two. Both can give the levels before rounding.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from histotl.image import _host
 from histotl.image._lab import lab_of_levels, levels_of_lab
 from histotl.image._od import densities, mix
-from histotl.image._planes import Planes, look_up, map_planes
+from histotl.image._planes import Planes, is_exact, look_up, map_planes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +32,11 @@ class OdTransform:
     matrix: tuple[tuple[float, ...], ...]
     state: Mapping[str, object]
 
-    def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
+    def __call__(self, tiles: torch.Tensor, *, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
         """Apply to uint8 RGB (b, h, w, 3): table, nine multiplications, exponential."""
         if _host.is_host(tiles):
-            return _host.restained(tiles, np.array(self.matrix))
-        return map_planes(tiles, self.on_planes)
+            return _host.restained(tiles, np.array(self.matrix), dtype=dtype)
+        return map_planes(tiles, self.on_planes, dtype=dtype)
 
     def on_planes(self, planes: Planes, _rows: slice) -> Planes:
         """The same for three planes of any device; see :func:`histotl.image._planes.map_planes`."""
@@ -58,11 +58,11 @@ class LabTransform:
     shift: tuple[float, ...]
     state: Mapping[str, object]
 
-    def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
+    def __call__(self, tiles: torch.Tensor, *, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
         """Apply to uint8 RGB (b, h, w, 3)."""
         if _host.is_host(tiles):
-            return _host.relit(tiles, self.gain, self.shift)
-        return map_planes(tiles, self.on_planes)
+            return _host.relit(tiles, self.gain, self.shift, dtype=dtype)
+        return map_planes(tiles, self.on_planes, dtype=dtype)
 
     def on_planes(self, planes: Planes, _rows: slice) -> Planes:
         """The same for three planes of any device; see :func:`histotl.image._planes.map_planes`."""
@@ -75,27 +75,33 @@ class LevelTransform:
     """A table of levels for each channel.
 
     Args:
-        tables: 0 to 255, for R, G and B: what each of the 256 levels becomes.
+        tables: 0 to 255, for R, G and B: what each of the 256 levels becomes, before rounding.
         state: The fitted numbers that they came from.
     """
 
-    tables: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+    tables: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
     state: Mapping[str, object]
 
-    def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
+    def __call__(self, tiles: torch.Tensor, *, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
         """Apply to uint8 RGB (b, h, w, 3)."""
         if _host.is_host(tiles):
-            return _host.retabled(tiles, self._array)
-        return map_planes(tiles, self.on_planes)
+            return _host.retabled(tiles, self._exact if is_exact(dtype) else self._array, dtype=dtype)
+        return map_planes(tiles, self.on_planes, dtype=dtype)
 
     def on_planes(self, planes: Planes, _rows: slice) -> Planes:
         """The same for three planes of any device; see :func:`histotl.image._planes.map_planes`."""
-        tables = torch.from_numpy(self._array).to(device=planes[0].device, dtype=torch.float32) + 0.5
+        tables = torch.from_numpy(self._exact).to(planes[0].device) + 0.5
         return [look_up(tables[:, channel].contiguous(), plane) for channel, plane in enumerate(planes)]
 
     @cached_property
+    def _exact(self) -> _host.Floats:
+        return np.ascontiguousarray(np.array(self.tables, np.float32).T)
+
+    @cached_property
     def _array(self) -> _host.Pixels:
-        return np.ascontiguousarray(np.array(self.tables, np.uint8).T)
+        # Halves up, as other devices do it in the same float32.
+        rounded: _host.Pixels = (self._exact + np.float32(0.5)).astype(np.uint8)
+        return rounded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +114,6 @@ class Unchanged:
 
     state: Mapping[str, object]
 
-    def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
-        """Return the tiles, uint8 RGB (b, h, w, 3), themselves."""
-        return tiles
+    def __call__(self, tiles: torch.Tensor, *, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
+        """Return the tiles, uint8 RGB (b, h, w, 3), themselves, or their levels as floats."""
+        return tiles.to(dtype) if is_exact(dtype) else tiles

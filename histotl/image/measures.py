@@ -21,7 +21,7 @@ DOUBTFUL: Mapping[str, str] = {
     "focus_laplacian": "focus_laplacian < 1.0",
     "focus_reblur": "focus_reblur < 0.6",
     "pen": "pen > 0.03",
-    "fold": "fold > 1.9",
+    "fold": "fold > 1.93",
     "bubble": "bubble > 0.3",
     "blank": "blank > 0.5",
     "blood": "blood > 0.1",

@@ -1,4 +1,4 @@
-"""What goes wrong on real slides: a pen mark, a fold, an area out of focus."""
+"""What goes wrong on real slides: a pen mark, a fold, an area out of focus, an air bubble."""
 
 from __future__ import annotations
 
@@ -29,11 +29,9 @@ def fold(canvas: Canvas, tissue: Mask, rng: np.random.Generator) -> Mask:
 
 def defocus(light: NDArray[np.float32], tissue: Mask, rng: np.random.Generator, mpp: float) -> Mask:
     """Blur a round area of the picture, in place. Returns where, (h, w)."""
-    h, w = tissue.shape
     x, y = _point_in(tissue, rng)
     radius = rng.uniform(110, 170) / mpp
-    margin = int(radius * 1.4)
-    window = (slice(max(0, y - margin), min(h, y + margin)), slice(max(0, x - margin), min(w, x + margin)))
+    window = _around(x, y, 1.4 * radius, tissue.shape)
     rows, cols = np.ogrid[window]
     wobble = 0.12 * smooth_noise(rng, light[window].shape[:2], radius)
     distance = (np.hypot(rows - y, cols - x) / radius).astype(np.float32) + wobble
@@ -42,8 +40,31 @@ def defocus(light: NDArray[np.float32], tissue: Mask, rng: np.random.Generator, 
     for c in range(3):
         blurred = ndimage.gaussian_filter(view[..., c], 3.0 / mpp, truncate=2.0)
         view[..., c] += share * (blurred - view[..., c])
-    where = np.zeros((h, w), bool)
+    where = np.zeros(tissue.shape, bool)
     where[window] = share > 0.5
+    return where
+
+
+def bubble(light: NDArray[np.float32], tissue: Mask, rng: np.random.Generator, mpp: float) -> Mask:
+    """Trap air under the cover slip: a dark grey rim, within it a faded picture, in place. Returns where, (h, w)."""
+    x, y = _point_in(tissue, rng)
+    radius = min(rng.uniform(110, 220) / mpp, 0.3 * min(tissue.shape))
+    window = _around(x, y, 1.3 * radius, tissue.shape)
+    rows, cols = np.ogrid[window]
+    view = light[window]
+    wobble = 0.05 * smooth_noise(rng, view.shape[:2], radius)
+    inward = ((1 + wobble) * np.float32(radius) - np.hypot(rows - y, cols - x).astype(np.float32)) * np.float32(mpp)
+    share = soft_step(inward, 1.5)
+    # Air bends the light at its edge out of the objective, whatever its colour.
+    width = np.float32(rng.uniform(2.5, 4.0))
+    rim = rng.uniform(0.5, 0.9) * np.exp(-0.5 * np.square(inward / width))
+    for c in range(3):
+        glass = light[..., c].max()
+        blurred = ndimage.gaussian_filter(view[..., c], 2.5 / mpp, truncate=2.0)
+        view[..., c] += share * (glass + np.float32(0.55) * (blurred - glass) - view[..., c])
+        view[..., c] *= np.exp(rim * np.float32(-math.log(10)))
+    where = np.zeros(tissue.shape, bool)
+    where[window] = inward > -2 * width
     return where
 
 
@@ -64,6 +85,13 @@ def pen(light: NDArray[np.float32], tissue: Mask, rng: np.random.Generator, mpp:
     for c in range(3):
         light[..., c] *= np.exp(streaks * np.float32(-math.log(10) * ink[c]))
     return stroke > 0.5
+
+
+def _around(x: int, y: int, reach: float, shape: tuple[int, ...]) -> tuple[slice, slice]:
+    """The part of a picture (h, w) that lies within some pixels of a point."""
+    h, w = shape
+    margin = int(reach)
+    return slice(max(0, y - margin), min(h, y + margin)), slice(max(0, x - margin), min(w, x + margin))
 
 
 def _crease(tissue: Mask, rng: np.random.Generator, mpp: float) -> Plane:

@@ -34,6 +34,9 @@ class PaintConfig:
     artefact_share: float = 0.12
     """Share of slides with each of pen mark, fold and blur (at least one slide each unless 0), 0 to 1."""
 
+    bubble_share: float = 0.0
+    """Share of slides with an air bubble, likewise; the other slides of a cohort are the same with and without."""
+
     foreign: tuple[str, ...] = FOREIGN
     """Out-of-distribution slides to add with split ood: some of adipose, muscle and brown (an immunostain)."""
 
@@ -55,7 +58,8 @@ class PaintConfig:
             raise UsageError(
                 f"mpp is {self.mpp}, nuclei are painted at {MPP_MIN} to {_MPP_COARSEST} µm/px", hint="try 0.5"
             )
-        for name, share in (("missing_dysplasia", self.missing_dysplasia), ("artefact_share", self.artefact_share)):
+        for name in ("missing_dysplasia", "artefact_share", "bubble_share"):
+            share = getattr(self, name)
             if not 0 <= share <= 1:
                 raise UsageError(f"{name} is {share}, a share is 0 to 1", hint=f"try {name}=0.1")
         if self.second_slides < 0:

@@ -18,8 +18,8 @@ _UPTAKE: Final = {"adipose": (0.10, 0.38), "muscle": (0.35, 1.6)}
 """Uptake of the two dyes against that of mucosa: fat is nearly empty, muscle is pink with few nuclei."""
 
 _TEST_SHARE, _VAL_SHARE = 0.3, 0.2
-_PLAN_STREAM = 1_000_003
-"""Random stream of the plan, apart from the streams 0, 1, 2 … of the slides."""
+_PLAN_STREAM, _BUBBLE_STREAM = 1_000_003, 1_000_033
+"""Random streams of the plan and of who gets bubbles, apart from the streams 0, 1, 2 … of the slides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ def plan_cohort(config: PaintConfig) -> list[PlannedSlide]:
     rng = np.random.default_rng([config.seed, _PLAN_STREAM])
     patients = _patients(config, rng)
     owners = [*patients, *patients[: config.second_slides]]
-    artefacts = _deal_artefacts(len(owners), config.artefact_share, rng)
+    artefacts = _deal_artefacts(len(owners), config, rng)
     seen: Counter[str] = Counter()
     slides = []
     for stream, (patient, marks) in enumerate(zip(owners, artefacts, strict=True)):
@@ -129,13 +129,17 @@ def _hide_labels(patients: list[_Patient], count: int, rng: np.random.Generator)
     return hidden
 
 
-def _deal_artefacts(slides: int, share: float, rng: np.random.Generator) -> list[tuple[Artefact, ...]]:
+def _deal_artefacts(slides: int, config: PaintConfig, rng: np.random.Generator) -> list[tuple[Artefact, ...]]:
     """Artefacts of every slide; dealt without looking at the type."""
-    each = max(1, round(share * slides)) if share > 0 else 0
     dealt: list[list[Artefact]] = [[] for _ in range(slides)]
     kinds: tuple[Artefact, ...] = ARTEFACTS
     for kind in kinds:
-        for i in rng.permutation(slides)[:each]:
+        # Bubbles have a generator of their own, so that whoever asks for them gets the same cohort otherwise.
+        bubble = kind == "bubble"
+        source = np.random.default_rng([config.seed, _BUBBLE_STREAM]) if bubble else rng
+        share = config.bubble_share if bubble else config.artefact_share
+        each = max(1, round(share * slides)) if share > 0 else 0
+        for i in source.permutation(slides)[:each]:
             dealt[i].append(kind)
     return [tuple(marks) for marks in dealt]
 

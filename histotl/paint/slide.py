@@ -51,6 +51,8 @@ def paint_slide(recipe: SlideRecipe, rng: np.random.Generator) -> PaintedSlide:
     light = absorb(canvas.first, canvas.second, recipe.stain)
     if "blur" in recipe.artefacts:
         marks.append(("blur", artefacts.defocus(light, tissue, rng, recipe.mpp)))
+    if "bubble" in recipe.artefacts:
+        marks.append(("bubble", artefacts.bubble(light, tissue, rng, recipe.mpp)))
     if "pen" in recipe.artefacts:
         marks.append(("pen", artefacts.pen(light, tissue, rng, recipe.mpp)))
     for name, where in marks:

@@ -18,11 +18,11 @@ Ring = tuple[tuple[float, float], ...]
 Tissue = Literal["normal", "serrated", "adenoma_low", "adenoma_high", "adipose", "muscle"]
 """What one area is painted as."""
 
-Artefact = Literal["pen", "fold", "blur"]
+Artefact = Literal["pen", "fold", "blur", "bubble"]
 
 TYPES: Final = ("normal", "serrated", "adenoma")
 DYSPLASIA: Final = ("none", "low", "high")
-ARTEFACTS: Final = ("pen", "fold", "blur")
+ARTEFACTS: Final = ("pen", "fold", "blur", "bubble")
 
 
 @dataclass(frozen=True, kw_only=True)

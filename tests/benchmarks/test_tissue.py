@@ -1,4 +1,4 @@
-"""The default mask, and the one for pale tissue, agree with painted truth: pen, fold, pale and fatty tissue."""
+"""The default mask, and the one for pale tissue, agree with painted truth: pen, fold, bubble, pale and fatty tissue."""
 
 from __future__ import annotations
 

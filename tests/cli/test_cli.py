@@ -12,6 +12,7 @@ import pytest
 
 from histotl.cli.main import call
 from histotl.core.registry import PLUGIN_FOLDERS
+from histotl.embed.config import TileConfig
 
 TASKS = [
     "--task", "type: multiclass(column='type', classes=('normal','serrated','adenoma'))",
@@ -128,10 +129,20 @@ def test_usage_errors(
 
 
 def test_dry_run_writes_nothing(painted_cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for verb in ("tile", "embed"):
+    tiles = TileConfig().spec.folder
+    for verb, folder in (("tile", tiles), ("embed", tiles), ("stain", "")):
         assert call([verb, str(painted_cohort), str(tmp_path / "out"), "--dry-run"]) == 0
+        told = capsys.readouterr().out.replace("\n", "")
+        assert f"{tmp_path / 'out' / folder}; nothing was written" in told
     assert not (tmp_path / "out").exists()
-    assert "nothing was written" in capsys.readouterr().out
+
+
+def test_a_dry_run_of_stain_refuses_what_the_run_would(painted_cohort: Path, tmp_path: Path) -> None:
+    argv = ["stain", str(painted_cohort), str(tmp_path / "out"), "--dry-run"]
+    assert call([*argv, "--stain", "macenco"]) == 2
+    assert call([*argv, "--vectors", "macenco"]) == 2
+    (tmp_path / "sites.csv").write_text("slide_id,site\nnobody,a\n")
+    assert call([*argv, "--sites", str(tmp_path / "sites.csv")]) == 2
 
 
 def test_info(painted_slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

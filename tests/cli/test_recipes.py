@@ -62,6 +62,24 @@ def test_painted_slides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert told.count("fresh, skipped") == 4, told
 
 
+def test_painted_stain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["run", str(ROOT / "pipelines" / "painted_stain.toml"), "--set", f"out={tmp_path}/painted", "--quiet"]
+    argv += ["--set", "patients=6", "--set", "tiles=2", "--set", "backbone=color_stats", "--set", "bootstrap=20"]
+    assert call(argv) == 0
+    page = tmp_path / "painted" / "stain" / "stain.html"
+    assert str(page) in capsys.readouterr().out
+    assert call(argv) == 0
+    assert capsys.readouterr().out.count("fresh, skipped") == 2
+    # A slide that changed makes the page stale, though the table that names it is as it was.
+    slide = next((tmp_path / "painted" / "slides" / "slides").glob("*.tiff"))
+    slide.write_bytes(slide.read_bytes() + b"\0")
+    assert call(argv) == 0
+    assert capsys.readouterr().out.count("fresh, skipped") == 1
+    (tmp_path / "painted" / "stain" / "stain.json").unlink()
+    assert call(argv) == 0
+    assert page.with_name("stain.json").is_file()
+
+
 def test_polyp_patches(patch_set: Path, tmp_path: Path) -> None:
     recipe = str(ROOT / "pipelines" / "polyp_patches.toml")
     argv = ["run", recipe, "--set", f"manifest={patch_set}", "--set", f"out={tmp_path}/out", "--quiet"]

@@ -49,11 +49,15 @@ SOURCES = {
                 return image.mean(2) < 230 * self.strength
         """,
     "stain": """
+        import torch
+
+        from histotl.image.stain.base import pixels_of
+
         class Halved:
             state = {}
 
-            def __call__(self, tiles):
-                return tiles // 2
+            def __call__(self, tiles, *, dtype=torch.uint8):
+                return pixels_of(tiles / 2, dtype)
 
         @register("stain", "newcomer")
         @dataclass(frozen=True, kw_only=True)

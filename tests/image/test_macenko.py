@@ -12,6 +12,7 @@ from histotl.core.errors import NoTissueError, SlideError, UsageError
 from histotl.core.registry import create
 from histotl.image._od import od_table
 from histotl.image._transforms import OdTransform
+from histotl.image._two_stains import kept_residual
 from histotl.image.stain.macenko import Macenko
 
 RUIFROK = ([0.65, 0.70, 0.29], [0.07, 0.99, 0.11])
@@ -105,6 +106,43 @@ def test_half_precision_around_it_changes_nothing(tissue: torch.Tensor) -> None:
 def test_a_view_with_gaps_in_memory_is_read_rightly(tissue: torch.Tensor) -> None:
     transform = Macenko().fit(tissue)
     assert torch.equal(transform(tissue[:, ::2, 1::3]), transform(tissue[:, ::2, 1::3].contiguous()))
+
+
+@pytest.mark.parametrize("method", ["macenko", "vahadane"])
+@pytest.mark.parametrize("dark", [1.0, 1.5, 2.5])
+def test_blood_of_a_dark_photograph_does_not_turn_green(paint, method: str, dark: float) -> None:
+    tissue = paint(*PAIRS[1])
+    density = dark * od_table()[tissue.numpy()]
+    # Red cells let red light through and little else; their other channels are clipped on the darkest photograph.
+    density[0, :16, :] = dark * np.array([0.15, 1.6, 1.5]) + np.random.default_rng(2).normal(0, 0.02, (16, 128, 3))
+    photograph = torch.from_numpy(np.clip(np.rint(256 * np.exp(-density) - 1), 0, 255).astype(np.uint8))
+    transform = create("stain", method).fit(photograph)
+    red, green, blue = transform(photograph)[0, :16].reshape(-1, 3).float().mean(0).tolist()
+    assert red > green + 20
+    assert red > blue
+    drop = create("stain", f"{method}(residual='drop')").fit(photograph)
+    assert (drop(photograph)[0, :16].float() - transform(photograph)[0, :16]).abs().mean() > 1  # it is kept, though
+
+
+def test_a_tint_of_the_lamp_stays_as_faint_as_it_was_beside_the_stains(paint) -> None:
+    tissue = paint(*PAIRS[1])
+    tint = np.array([0.25, 0.0, 0.35])  # glass looks green
+    photograph = torch.from_numpy(
+        np.rint(256 * np.exp(-2.5 * od_table()[tissue.numpy()] - tint) - 1).clip(0, 255).astype(np.uint8)
+    )
+    glass = od_table()[tissue.numpy()].mean(-1) < 0.02
+    colour = Macenko().fit(photograph)(photograph)[torch.from_numpy(glass)].float().mean(0)
+    source = photograph[torch.from_numpy(glass)].float().mean(0)
+    assert source[1] - source.max(0).values == 0
+    assert source[1] - source[[0, 2]].min() > 60
+    assert colour[1] - colour[[0, 2]].min() < 30
+
+
+@pytest.mark.parametrize(
+    ("stronger", "kept"), [((0.2, 0.6), 0.2), ((0.7, 3.0), 0.7), ((1.0, 1.0), 1.0), ((2.0, 3.0), 1.0)]
+)
+def test_the_residual_never_grows_against_the_stains(stronger: tuple[float, float], kept: float) -> None:
+    assert kept_residual(np.array(stronger)) == kept
 
 
 def test_a_large_sample_is_thinned_and_fits_the_same(paint) -> None:

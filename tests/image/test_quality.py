@@ -60,6 +60,28 @@ def test_a_pixel_size_of_zero_is_refused(name: str) -> None:
         create("quality", f"{name}(mpp=0.0)")
 
 
+def test_a_band_of_one_stain_is_no_fold_and_one_of_both_is() -> None:
+    stains, beside = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]]), np.array([0.5, 0.4])
+    across = np.abs(np.arange(224) - 112) < 20  # 20 µm
+    tiles = []
+    for band in (beside * 2, beside * (1, 4), beside * (1, 1)):
+        density = np.where(across[:, None, None], band, beside) @ stains
+        tiles.append(np.broadcast_to(255 * np.exp(-density), (224, 224, 3)).astype(np.uint8))
+    fold, fibre, even = Measures.parse("fold")(torch.from_numpy(np.stack(tiles)), 0.5)[:, 0].tolist()
+    assert even == pytest.approx(1, abs=1e-3)
+    assert fold > 1.93
+    assert fibre < fold - 0.3
+
+
+def test_a_channel_that_the_camera_clipped_hides_no_fold() -> None:
+    across = np.abs(np.arange(224) - 112) < 20
+    tile = np.broadcast_to(np.where(across[:, None], 120, 175)[None, :, :], (224, 224, 3)).astype(np.uint8)
+    clipped = tile.copy()
+    clipped[..., 0] = 255
+    plain, without_red = Measures.parse("fold")(torch.from_numpy(np.stack([tile, clipped])), 0.5)[:, 0].tolist()
+    assert without_red == pytest.approx(plain, rel=1e-4)
+
+
 def test_white_tiles_are_blank_and_have_neither_focus_nor_fold() -> None:
     found = figures(flat(255, 255, 255))
     assert (found["blank"] == 1).all()

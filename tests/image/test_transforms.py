@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from histotl.image._planes import map_planes
-from histotl.image._transforms import LabTransform, LevelTransform, OdTransform
+from histotl.image._transforms import LabTransform, LevelTransform, OdTransform, Unchanged
 from histotl.image.stain.base import StainTransform
 
 MATRIX = ((1.12, -0.08, 0.05), (0.03, 0.85, -0.02), (-0.1, 0.2, 1.3))
 
 
 def transforms() -> list[StainTransform]:
-    rising = tuple(int(255 * (level / 255) ** 0.7) for level in range(256))
+    rising = tuple(255 * (level / 255) ** 0.7 for level in range(256))
     return [
         OdTransform(matrix=MATRIX, state={}),
         LabTransform(gain=(1.2, 0.8, 1.4), shift=(-6.0, 4.0, -2.0), state={}),
@@ -36,6 +36,36 @@ def test_the_cpu_gives_what_torch_gives(transform, colours: torch.Tensor) -> Non
     assert (ours - plain).abs().max() <= 1
     assert (ours != plain).float().mean() < 2e-3
     assert (ours != colours.int()).float().mean() > 0.5  # it does something
+
+
+@pytest.mark.parametrize("transform", transforms(), ids=lambda t: type(t).__name__)
+def test_the_levels_before_rounding_are_those_of_torch_and_round_to_the_pixels(
+    transform, colours: torch.Tensor
+) -> None:
+    levels = transform(colours, dtype=torch.float32)
+    plain = map_planes(colours, transform.on_planes, dtype=torch.float32)
+    for found, pixels in ((levels, transform(colours)), (plain, map_planes(colours, transform.on_planes))):
+        off = (found.round() - pixels).abs()
+        assert off.max() <= 1
+        assert ((found - found.floor() - 0.5).abs()[off > 0] < 1e-3).all()
+    # Two ways of rounding in single precision; the linear light of saturated cyans cancels to a thousandth of itself.
+    assert (levels - plain).abs().max() < (5e-3 if isinstance(transform, LabTransform) else 1e-3)
+
+
+def test_identities_and_white_hold_before_rounding(colours: torch.Tensor, tissue: torch.Tensor) -> None:
+    density = OdTransform(matrix=((1.0, 0, 0), (0, 1.0, 0), (0, 0, 1.0)), state={})
+    lab = LabTransform(gain=(1.0,) * 3, shift=(0.0,) * 3, state={})
+    table = LevelTransform(tables=(tuple(range(256)),) * 3, state={})
+    for same in (density, lab, table, Unchanged(state={})):
+        for pixels in (tissue,) if same is lab else (tissue, colours):
+            assert (same(pixels, dtype=torch.float32) - pixels).abs().max() < 1e-3
+            if not isinstance(same, Unchanged):
+                assert (map_planes(pixels, same.on_planes, dtype=torch.float32) - pixels).abs().max() < 1e-3
+    assert (lab(colours, dtype=torch.float32) - colours).abs().max() < 3e-3  # at saturated cyans, see above
+    white = torch.full((1, 4, 4, 3), 255, dtype=torch.uint8)
+    restained = OdTransform(matrix=MATRIX, state={})
+    assert (restained(white, dtype=torch.float32) - 255).abs().max() < 1e-3
+    assert (map_planes(white, restained.on_planes, dtype=torch.float32) - 255).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("transform", transforms(), ids=lambda t: type(t).__name__)

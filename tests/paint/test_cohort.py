@@ -58,6 +58,16 @@ def test_laws_of_every_plan(patients, seed):
     assert plan_cohort(config) == plan
 
 
+def test_bubbles_come_when_asked_for_and_leave_all_else_as_it_is():
+    without, with_some = (plan_cohort(PaintConfig(patients=20, bubble_share=share)) for share in (0.0, 0.25))
+    bubbles = [s for s in with_some if "bubble" in s.recipe.artefacts]
+    slides = [s for s in with_some if s.split != "ood"]
+    assert len(bubbles) == round(0.25 * len(slides))
+    for one, other in zip(without, with_some, strict=True):
+        marks = tuple(mark for mark in other.recipe.artefacts if mark != "bubble")
+        assert replace(other, recipe=replace(other.recipe, artefacts=marks)) == one
+
+
 def test_files_and_table(small_cohort, small_config):
     rows = rows_of(small_cohort)
     assert tuple(rows[0]) == COLUMNS

@@ -20,7 +20,7 @@ def filled(region, shape):
 
 
 def test_the_same_seed_gives_the_same_slide(paint_small):
-    recipe = {"lesion": "serrated", "lesion_fraction": 0.5, "artefacts": ("pen", "fold", "blur")}
+    recipe = {"lesion": "serrated", "lesion_fraction": 0.5, "artefacts": ("pen", "fold", "blur", "bubble")}
     one, two, other = paint_small(3, **recipe), paint_small(3, **recipe), paint_small(4, **recipe)
     assert np.array_equal(one.image, two.image)
     assert np.array_equal(one.tissue, two.tissue)
@@ -65,7 +65,7 @@ def test_lesions_look_different_from_normal_where_the_truth_says_so(paint_small)
     assert nuclei[lesion].mean() > 1.3 * nuclei[slide.tissue & ~lesion].mean()
 
 
-@pytest.mark.parametrize("artefact", ["pen", "fold", "blur"])
+@pytest.mark.parametrize("artefact", ["pen", "fold", "blur", "bubble"])
 def test_artefacts_change_pixels_inside_their_outline_only(paint_small, artefact):
     plain, marked = paint_small(6), paint_small(6, artefacts=(artefact,))
     where = sum(filled(r, plain.tissue.shape) for r in marked.regions if r.name == artefact) > 0

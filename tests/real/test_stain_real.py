@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
+from histotl.core.registry import create
 from histotl.evaluate.stain.config import StainConfig
 from histotl.evaluate.stain.stage import compare_stains
 from histotl.wsi.pyramid import write_pyramid
@@ -51,3 +53,21 @@ def test_normalisation_brings_real_slides_together(
         record_property(f"site AUC, {probe.method or 'none'}", probe.change.after.value)
     little, much = evidence.sturdiness
     assert 1 > little.centred.value > much.centred.value > 0
+
+
+@pytest.mark.parametrize("method", ["macenko", "vahadane"])
+def test_nothing_of_a_dark_photograph_turns_green(method: str, real_data: Path) -> None:
+    """Residuals that stayed as they were while the stains shrank made half of a photograph green."""
+    files = sorted((real_data / "ebhi").glob("*/*.jpg"))[::42]
+    normalizer, grown = create("stain", method), []
+    for path in files:
+        tile = torch.from_numpy(np.array(Image.open(path).convert("RGB")))[None]
+        grown.append(green_share(normalizer.fit(tile)(tile)) - green_share(tile))
+    assert len(grown) >= 30
+    assert max(grown) < 0.01
+    assert np.mean(grown) <= 0
+
+
+def green_share(tiles: torch.Tensor) -> float:
+    red, green, blue = tiles.int().unbind(-1)
+    return float(((green > red + 12) & (green > blue + 12)).float().mean())

@@ -11,14 +11,42 @@ from typing import Protocol, Self, runtime_checkable
 
 import torch
 
+from histotl.image._planes import is_exact
 from histotl.image.estimate import Estimate
+
+
+def pixels_of(levels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Levels as a transform is asked for them: clipped to 0 to 255, and rounded for uint8.
+
+    Args:
+        levels: Floats of any shape.
+        dtype: uint8 or a floating one.
+
+    Raises:
+        UsageError: It is another.
+    """
+    clipped = levels.clamp(0, 255)
+    return (clipped if is_exact(dtype) else clipped.round()).to(dtype)
 
 
 class StainTransform(Protocol):
     """The fitted state for one slide: a pure function of the tiles, the same on any batch split."""
 
-    def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
-        """Normalise uint8 RGB (b, h, w, 3) to the same shape and type, on the tensor's own device."""
+    def __call__(self, tiles: torch.Tensor, *, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
+        """Normalise a batch on the tensor's own device.
+
+        Args:
+            tiles: uint8 RGB (b, h, w, 3).
+            dtype: Of the result. With uint8 levels are rounded. With a floating one they are the levels before
+                rounding, clipped to 0 to 255: computed in float32, then cast. Rounded they are the uint8 result, but
+                for values within 0.001 of the border between two levels, which may fall to either.
+
+        Returns:
+            RGB of the same shape.
+
+        Raises:
+            UsageError: The dtype is neither uint8 nor floating.
+        """
 
     @property
     def state(self) -> Mapping[str, object]:

@@ -85,12 +85,12 @@ class Histogram(SlideStain):
         return replace(self, red=red, green=green, blue=blue, target="")
 
 
-def _table(source: npt.NDArray[np.float64], target: npt.NDArray[np.float64]) -> tuple[int, ...]:
-    """What each of the 256 levels becomes."""
+def _table(source: npt.NDArray[np.float64], target: npt.NDArray[np.float64]) -> tuple[float, ...]:
+    """What each of the 256 levels becomes, before rounding."""
     # Of quantiles at one level the middle one counts: all pixels there become one level.
     at, group = np.unique(source, return_inverse=True)
     middle = np.array([np.median(target[group == number]) for number in range(len(at))])
     inner = (at > 0) & (at < 255)
     x = np.concatenate([[0.0], at[inner], [255.0]])
     y = np.concatenate([[0.0], middle[inner], [255.0]])
-    return tuple(np.floor(np.interp(np.arange(256), x, y) + 0.5).astype(int).tolist())
+    return tuple(np.interp(np.arange(256), x, y).tolist())

@@ -33,8 +33,8 @@ class Macenko(TwoStains):
         fallback: What becomes of a slide whose stain cannot be told: ``fail`` it, ``skip`` its normalisation, or
             take the ``cohort``'s stain for its own.
         percentile: Percentile of a stain's concentration that counts as its strength.
-        residual: The part of a colour that no mixture of the two stains makes (blood, pigment, pen): ``keep`` it as it
-            is, or ``drop`` it, as the paper does.
+        residual: The part of a colour that no mixture of the two stains makes (blood, pigment, pen): ``keep`` it,
+            weaker where a stain becomes weaker and never stronger, or ``drop`` it, as the paper does.
         haematoxylin: Reference colour of haematoxylin as R, G, B optical densities; the one that the authors published
             with their code.
         eosin: The same of eosin.

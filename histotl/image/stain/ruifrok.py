@@ -30,7 +30,8 @@ class Ruifrok(TwoStains):
         fallback: What becomes of a slide whose stain cannot be told: ``fail`` it, ``skip`` its normalisation, or
             take the ``cohort``'s stain for its own.
         percentile: Percentile of a stain's concentration that counts as its strength.
-        residual: The part of a colour that no mixture of the two stains makes: ``keep`` it as it is, or ``drop`` it.
+        residual: The part of a colour that no mixture of the two stains makes: ``keep`` it, weaker where a
+            stain becomes weaker and never stronger, or ``drop`` it.
         haematoxylin: Reference colour of haematoxylin as R, G, B optical densities.
         eosin: The same of eosin.
         strengths: Reference concentrations of haematoxylin and eosin at ``percentile``.

@@ -44,8 +44,8 @@ class Vahadane(TwoStains):
         fallback: What becomes of a slide whose stain cannot be told: ``fail`` it, ``skip`` its normalisation, or
             take the ``cohort``'s stain for its own.
         percentile: Percentile of a stain's concentration that counts as its strength.
-        residual: The part of a colour that no mixture of the two stains makes (blood, pigment, pen): ``keep`` it as it
-            is, or ``drop`` it, as the paper does.
+        residual: The part of a colour that no mixture of the two stains makes (blood, pigment, pen): ``keep`` it,
+            weaker where a stain becomes weaker and never stronger, or ``drop`` it, as the paper does.
         haematoxylin: Reference colour of haematoxylin as R, G, B optical densities; Macenko's.
         eosin: The same of eosin.
         strengths: Reference concentrations of haematoxylin and eosin at ``percentile``; likewise.

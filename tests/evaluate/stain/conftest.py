@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,9 +24,19 @@ SLIDES_OF_A_SITE = 4
 @pytest.fixture(scope="session")
 def two_sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Table of four slides of each of two sites; ``north-0`` and ``north-1`` are of one patient."""
-    folder = tmp_path_factory.mktemp("two_sites")
+    return paint_sites(tmp_path_factory.mktemp("two_sites"), STAINS)
+
+
+@pytest.fixture(scope="session")
+def two_sites_of_clear_glass(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same on glass that takes no light at all."""
+    clear = {site: replace(stain, white=(255.0, 255.0, 255.0)) for site, stain in STAINS.items()}
+    return paint_sites(tmp_path_factory.mktemp("clear_glass"), clear)
+
+
+def paint_sites(folder: Path, stains: Mapping[str, Stain]) -> Path:
     lines = ["slide_id,path,site,patient"]
-    for place, (site, stain) in enumerate(STAINS.items()):
+    for place, (site, stain) in enumerate(stains.items()):
         for i in range(SLIDES_OF_A_SITE):
             rng = np.random.default_rng([place, i])
             name = f"{site}-{i}"
