@@ -93,8 +93,10 @@ class MonotoneModule(nn.Module):
         self.out_dim, self.outputs, self.pool = spec.concepts, outputs, spec.pool
         self.embed = Embedding(in_dim, spec.hidden, spec.dropout)
         self.concepts = nn.Linear(spec.hidden, spec.concepts)
-        self.weight = nn.Parameter(torch.randn(sum(n for _, n in outputs), spec.concepts))
-        self.bias = nn.Parameter(torch.zeros(len(self.weight)))
+        # Concepts begin as rare, and their sum as small: the highest of many tiles would else decide from the start.
+        nn.init.constant_(self.concepts.bias, -2.0)
+        self.weight = nn.Parameter(torch.randn(sum(n for _, n in outputs), spec.concepts) * 0.1)
+        self.bias = nn.Parameter(torch.full((len(self.weight),), -2.0))
 
     def forward(self, x: torch.Tensor, offsets: torch.Tensor, coords: torch.Tensor | None = None) -> Aggregated:  # noqa: ARG002
         """See :class:`histotl.learn.aggregators.base.AggregatorModule`."""
