@@ -1,9 +1,9 @@
 """Operations on packed bags: rows of all bags in one matrix, with offsets; never padded.
 
-Sums, softmax and maxima work on the whole pack at once, whatever the number of bags: timed on 16 bags of 600 rows and
-on 500 of 1 and of 20, that is never slower than one operation a bag, and up to 50 times faster on many small bags.
-Order statistics of wide rows are taken bag by bag. A bag's rows are reduced in their own order, so that its result
-does not depend on the bags beside it, and two calls give the same bits. No bag may be empty.
+Sums and softmax work on the whole pack at once, whatever the number of bags: on 500 bags that is several times faster
+than one operation a bag, on 16 bags of 600 rows about as fast. Order statistics of wide rows in large bags are taken
+bag by bag, which is faster there. A bag's rows are reduced in their own order, so that its result does not depend on
+the bags beside it, and two calls give the same bits. No bag may be empty.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from torch.autograd.function import once_differentiable
 
 QUANTILE_CELLS = 1 << 22
 """Numbers that are sorted at a time."""
+
+NARROW = 8
+"""Columns, and rows of a mean bag, up to which maxima are taken of the whole pack at once."""
 
 
 def lengths(offsets: torch.Tensor) -> list[int]:
@@ -68,6 +71,10 @@ def segment_max(x: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
 
 def segment_argmax(x: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     """Row of the pack with the largest value of each column in each bag, first of equals: (N, d) to int64 (B, d)."""
+    if x.shape[1] > NARROW and len(x) > NARROW * (len(offsets) - 1):
+        parts = torch.split(x.detach(), lengths(offsets))
+        within = torch.stack([part.max(dim=0).indices for part in parts])
+        return within + offsets[:-1, None].to(x.device)
     with torch.no_grad():
         start = offsets[:-1].to(x.device)
         highest = torch.full((len(start), x.shape[1]), -torch.inf, dtype=x.dtype, device=x.device)

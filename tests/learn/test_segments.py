@@ -93,6 +93,14 @@ def test_ranks_and_owners(sizes: list[int]) -> None:
     assert segments.owners(offsets).tolist() == [b for b, size in enumerate(sizes) for _ in range(size)]
 
 
+def test_the_largest_of_wide_rows_is_the_same_bag_by_bag(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, offsets, _ = pack([30, 1, 20], 9)
+    x = x.round()  # many equal values
+    bag_by_bag = segments.segment_argmax(x, offsets)
+    monkeypatch.setattr(segments, "NARROW", 9)
+    assert torch.equal(bag_by_bag, segments.segment_argmax(x, offsets))
+
+
 def test_the_first_of_equal_values_is_the_largest() -> None:
     x = torch.tensor([[1.0, 2.0], [1.0, 2.0], [3.0, 0.0], [3.0, 0.0]])
     assert segments.segment_argmax(x, torch.tensor([0, 2, 4])).tolist() == [[0, 0], [2, 2]]

@@ -62,8 +62,10 @@ SHOWN = (
     f"transformer({WIDTHS}, heads=4, position='none')",
     f"transmil({WIDTHS}, heads=4, position='none')",
     f"task_tokens({WIDTHS}, heads=4)",
+    f"graph({WIDTHS}, attention=16)",
+    f"hierarchical({WIDTHS}, attention=16, region=2)",
 )
-"""Those that look at places have none here."""
+"""Places are random here, so self-attention does without."""
 
 
 def raff_holt(name: Set, bags: int, *, test: bool, seed: int) -> Labelled:
@@ -92,8 +94,12 @@ def raff_holt(name: Set, bags: int, *, test: bool, seed: int) -> Labelled:
 
 
 def gathered(bags: list[npt.NDArray[np.floating]], labels: npt.NDArray[np.integer]) -> Labelled:
-    """Bags and their labels in the form that training takes."""
-    source = ArrayRows(np.concatenate(bags).astype(np.float32))
+    """Bags and their labels in the form that training takes; tiles lie at random places of a lattice."""
+    rng = np.random.default_rng(len(bags))
+    cells = [rng.permutation(side * side)[: len(bag)] for bag in bags for side in [int(len(bag) ** 0.5) + 2]]
+    sides = np.concatenate([np.full(len(bag), int(len(bag) ** 0.5) + 2) for bag in bags])
+    place = np.concatenate(cells)
+    source = ArrayRows(np.concatenate(bags).astype(np.float32), 256 * np.stack([place % sides, place // sides], axis=1))
     groups = np.split(np.arange(source.n), np.cumsum([len(bag) for bag in bags])[:-1])
     return Labelled(bags=Bags.of(source, groups), targets={TASK.name: labels.astype(np.float64)})
 
@@ -121,7 +127,7 @@ def auc(network: Network, bags: Labelled) -> float:
     """Area under the ROC curve of the answers."""
     with evaluating(network):
         packed = bags.bags.gather(np.arange(len(bags.bags)))
-        answers = network(packed.x, packed.offsets).tasks[TASK.name][:, 0]
+        answers = network(packed.x, packed.offsets, packed.coords).tasks[TASK.name][:, 0]
     return float(roc_auc_score(bags.targets[TASK.name], answers.numpy()))
 
 
