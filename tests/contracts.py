@@ -228,10 +228,12 @@ def check_aggregator(name: str) -> None:
     offsets = torch.tensor([0, *np.cumsum(sizes)])
     x = torch.randn(int(offsets[-1]), 12, dtype=torch.float64)
     coords = torch.randint(0, 5000, (len(x), 2))
+    before = x.clone()
     with torch.inference_mode():
         packed = module(x, offsets, coords)
         assert packed.bags.shape in ((4, module.out_dim), (4, len(TASKS), module.out_dim))
         assert all(packed.direct[task].shape == (4, outputs) for task, outputs in TASKS if task in packed.direct)
+        assert all(packed.parts[task].shape == (len(x), outputs) for task, outputs in TASKS if task in packed.parts)
         for b, (start, stop) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
             alone = module(x[start:stop], torch.tensor([0, stop - start]), coords[start:stop])
             assert torch.allclose(alone.bags[0], packed.bags[b], atol=1e-10), "a bag depends on the others"
@@ -246,9 +248,19 @@ def check_aggregator(name: str) -> None:
                 whole = parts[start:stop].sum(0) + packed.offset[task]
                 assert torch.allclose(whole, packed.direct[task][b], atol=1e-10), "the parts do not sum to the answer"
             if packed.weights is not None:
+                assert packed.weights.shape in ((len(x),), (len(x), len(TASKS)))
                 shares = packed.weights[start:stop].sum(0)
                 assert torch.allclose(shares, torch.ones_like(shares)), "shares do not sum to 1"
-        assert torch.equal(module(x, offsets, coords).bags, packed.bags), "two calls in evaluation mode differ"
+        again = module(x, offsets, coords)
+        assert torch.equal(again.bags, packed.bags), "two calls in evaluation mode differ"
+        assert all(torch.equal(again.direct[task], answer) for task, answer in packed.direct.items())
+        assert torch.equal(x, before), "the module must not change the tiles"
+    try:
+        blind, said = module(x, offsets).bags, ""
+    except UsageError as error:
+        blind, said = packed.bags, error.message
+    assert torch.isfinite(blind).all()
+    assert not said or repr(name) in said, "the error of missing coordinates must name the aggregator"
 
 
 def check_sharing(name: str) -> None:

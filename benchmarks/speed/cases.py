@@ -11,6 +11,7 @@ from benchmarks.speed import (  # noqa: F401
     cases_gpu,
     cases_learn,
     cases_memory,
+    cases_mil,
     cases_pixels,
     cases_read,
     cases_store,

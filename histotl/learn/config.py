@@ -26,7 +26,10 @@ class TrainConfig:
     """What gets one answer: 'tile' (each row of a patch set; each tile of a slide inherits the slide's labels) or
     'slide' (each bag of tiles). 'auto' is 'slide' for slides, and 'tile' for patch sets unless --bag is given."""
     aggregator: str = "mean"
-    """How the tiles of a slide become one vector, as a spec: 'mean' or 'abmil(hidden=512)'."""
+    """How the tiles of a slide become one vector, as a spec: 'mean' or 'abmil(hidden=512)'; see
+    `histotl list aggregator`."""
+    pretrained: str = ""
+    """File of a trained aggregator to start from, which save_aggregator wrote; it says which aggregator it is."""
     backbone: str = ""
     """Which features to use when the folder holds those of several backbones."""
     id_column: str = ""

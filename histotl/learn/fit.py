@@ -19,6 +19,7 @@ from histotl.learn.bags import Bags
 from histotl.learn.config import TrainConfig
 from histotl.learn.network import Architecture, Network, evaluating
 from histotl.learn.objective import Objective, Targets, TaskFacts
+from histotl.learn.pretrained import Pretrained
 from histotl.learn.task import Task
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ def fit(
     tasks: Sequence[Task],
     config: TrainConfig,
     aggregator: str = "",
+    start: Pretrained | None = None,
     report: Report = silent,
 ) -> Fitted:
     """Train the members.
@@ -90,10 +92,12 @@ def fit(
         tasks: What is predicted; classes known.
         config: Settings.
         aggregator: Spec of the aggregator; empty when every bag is one row.
+        start: The same aggregator, trained before; it keeps the tile statistics that it was trained with.
         report: Called at every checkpoint.
 
     Raises:
         TableError: A task has no labelled training row, or there is no labelled validation row.
+        UsageError: The aggregator to start from was trained for other tasks.
     """
     train, val = train.known(), val.known()
     if not len(val.bags):
@@ -111,6 +115,8 @@ def fit(
     objective.to(device)
     first = Network(architecture, config.seed).to(device)
     _set_scale(first, train.bags)
+    if start is not None:
+        start.put(first)
     if not first.pools_first:
         # The looks at val during training need no more tiles than training itself; prediction uses all.
         val = Labelled(bags=val.bags.thinned(config.max_tiles, config.seed), targets=val.targets)
@@ -120,7 +126,7 @@ def fit(
     if config.views:
         # Which view a tile shows changes at every step, so nothing can be pooled once.
         data = Data(targets=data.targets, bags=train.bags, mixed=True)
-    runs = _Runs(first, architecture, objective, data, check, config, report)
+    runs = _Runs(first, architecture, objective, data, check, config, report, start)
     tried = {rate: runs.run(0, rate) for rate in config.learning_rates}
     best = min(tried, key=lambda rate: tried[rate])
     for member in range(1, config.members):
@@ -149,10 +155,11 @@ class _Runs:
         check: Data,
         config: TrainConfig,
         report: Report,
+        start: Pretrained | None = None,
     ) -> None:
         self._scale = {name: copy.deepcopy(value) for name, value in first.named_buffers(recurse=False)}
         self._architecture, self._objective, self._config = architecture, objective, config
-        self._data, self._check, self._report = data, check, report
+        self._data, self._check, self._report, self._start = data, check, report, start
         self.networks: dict[tuple[int, float], Network] = {}
         self.history: list[dict[str, object]] = []
         self._total = config.members + len(config.learning_rates) - 1
@@ -164,6 +171,8 @@ class _Runs:
         network = Network(self._architecture, seed)
         for name, value in self._scale.items():
             network.get_buffer(name).copy_(value)
+        if self._start is not None:
+            self._start.put(network)
         network.to(self._data.targets.device)
         loss, history = train_one(network, self._objective, self._data, self._check, self._config, rate=rate, seed=seed)
         self.networks[member, rate] = network

@@ -38,7 +38,8 @@ class Answers:
     Args:
         tasks: Task name -> float64 (B, k) probabilities, or (B, 1) numbers in units of the labels.
         uncalibrated: The same of classification tasks, before temperature scaling.
-        weights: float64 (N,), each tile's share in its bag, mean over members; None where there is no such thing.
+        weights: float64 (N,), each tile's share in its bag, mean over members, or (N, t) where tasks differ in it; None
+            where there is no such thing.
     """
 
     tasks: dict[str, npt.NDArray[np.float64]]

@@ -51,7 +51,7 @@ class Output:
 
     @property
     def weights(self) -> torch.Tensor | None:
-        """Each tile's share in its bag, float (N,) or (N, k), or None."""
+        """Each tile's share in its bag, float (N,), or (N, t) where tasks differ in it, or None."""
         return None if self.pooled is None else self.pooled.weights
 
 
@@ -93,7 +93,7 @@ class Network(nn.Module):
 
     def pool(self, x: torch.Tensor, offsets: torch.Tensor, coords: torch.Tensor | None = None) -> Aggregated:
         """Standardise tiles and aggregate them; bags (B, d) before the trunk."""
-        x = (x - self.mean) / self.std
+        x = (x - self.mean).div_(self.std)
         if self.aggregator is None:
             return Aggregated(bags=x)
         return self.aggregator(x, offsets, coords)

@@ -233,7 +233,7 @@ def _write_tiles(
 ) -> None:
     scores: dict[str, npt.NDArray[np.float64]] = {}
     if answers.weights is not None and not model.members[0].pools_first:
-        scores["attention"] = answers.weights
+        scores |= _attention(model, answers.weights)
     if gate is not None and gate.tiles is not None:
         scores["ood_score"] = gate.tiles
     if model.level == "tile":
@@ -247,6 +247,14 @@ def _write_tiles(
     for slide_id, start, stop in zip(ids, offsets[:-1], offsets[1:], strict=True):
         part = {name: values[start:stop] for name, values in scores.items()}
         write_tile_scores(folder / f"{slide_id}.h5", coords[start:stop], part, {"slide_id": slide_id})
+
+
+def _attention(model: Model, weights: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
+    """One column; where tasks weigh the tiles in their own ways, their mean, and one column a task."""
+    if weights.ndim == 1:
+        return {"attention": weights}
+    own = {f"attention:{task.name}".replace("/", "_"): weights[:, i] for i, task in enumerate(model.tasks)}
+    return {"attention": weights.mean(axis=1)} | (own if len(own) > 1 else {})
 
 
 def _splits_of(model_folder: Path, id_column: str, ids: tuple[str, ...]) -> list[str]:

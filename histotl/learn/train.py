@@ -27,6 +27,7 @@ from histotl.learn.folder import check_folder
 from histotl.learn.gate import Gate
 from histotl.learn.gate_fit import fit_gate
 from histotl.learn.model import Model, save_model
+from histotl.learn.pretrained import Pretrained, choose_aggregator, load_aggregator
 from histotl.learn.scores import validation_scores
 from histotl.learn.task import Task, check_names
 
@@ -85,8 +86,10 @@ def train(
     Raises:
         TableError: The table, or its labels, cannot be used.
         LeakageError: A patient stands in two splits.
-        IdentityError: Feature files of several kinds, or with several kinds of views where they are wanted.
-        StoreError: Features missing or damaged.
+        IdentityError: Feature files of several kinds, or with several kinds of views where they are wanted; or others
+            than the pretrained aggregator's.
+        StoreError: Features, or the pretrained aggregator, missing or damaged.
+        UsageError: Settings that contradict each other.
     """
     config, began, out = config or TrainConfig(), time.monotonic(), Path(out)
     check_folder(out)
@@ -95,8 +98,17 @@ def train(
     if store.emptied:
         report(Step(stage="train", message=store.what_is_left_out(config.keep)))
     train_set, val_set = (_labelled(cohort, split, level, store, config) for split in ("train", "val"))
-    aggregator = config.aggregator if level == "slide" else ""
-    fitted = fit(train_set, val_set, tasks=cohort.cases.tasks, config=config, aggregator=aggregator, report=report)
+    start = _pretrained(store, level, config)
+    aggregator = choose_aggregator(config.aggregator, TrainConfig.aggregator, start) if level == "slide" else ""
+    fitted = fit(
+        train_set,
+        val_set,
+        tasks=cohort.cases.tasks,
+        config=config,
+        aggregator=aggregator,
+        start=start,
+        report=report,
+    )
     gate = _gate(cohort, store, config)
     model = _model(cohort, store, level, config, fitted, gate, table)
     outputs = _outputs(model, val_set.bags)
@@ -169,6 +181,16 @@ def pick_level(config: TrainConfig, store: BagStore) -> Level:
     if config.level == "auto":
         return "slide" if store.kind == "slides" or config.bag else "tile"
     return config.level
+
+
+def _pretrained(store: BagStore, level: Level, config: TrainConfig) -> Pretrained | None:
+    if not config.pretrained:
+        return None
+    if level == "tile":
+        raise UsageError("--pretrained with answers for tiles", hint="drop it, or train slides or bags: --bag patient")
+    found = load_aggregator(config.pretrained)
+    found.check(store.identity, store.dim)
+    return found
 
 
 def _labelled(cohort: Cohort, split: str, level: Level, store: BagStore, config: TrainConfig) -> Labelled:

@@ -22,8 +22,8 @@ class Aggregated:
 
     Args:
         bags: float (B, d), one vector a bag; or (B, t, d), one for each task.
-        weights: float (N,), each tile's share in its bag (sums to 1 within a bag), or (N, k) for k rows of attention;
-            None where there is none.
+        weights: float (N,), each tile's share in its bag (sums to 1 within a bag), or (N, t) where every task weighs
+            the tiles in its own way; None where there is no such thing.
         direct: Task -> (B, o): the answers themselves, of an aggregator that gives them instead of vectors. Trunk and
             linear layers are then not asked for these tasks.
         parts: Task -> (N, o): each tile's part of ``direct``. They sum over a bag to ``direct`` less ``offset``.
@@ -37,6 +37,18 @@ class Aggregated:
     parts: Mapping[str, torch.Tensor] = field(default_factory=dict)
     offset: Mapping[str, torch.Tensor] = field(default_factory=dict)
     state: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+def split_outputs(values: torch.Tensor, outputs: Outputs) -> dict[str, torch.Tensor]:
+    """Cut the last axis, the outputs of all tasks one after the other, into task -> (…, o)."""
+    parts = torch.split(values, [n for _, n in outputs], dim=-1)
+    return {name: part for (name, _), part in zip(outputs, parts, strict=True)}
+
+
+def task_means(values: torch.Tensor, outputs: Outputs) -> torch.Tensor:
+    """Mean over the outputs of each task: (n, outputs of all tasks, …) into (n, t, …)."""
+    parts = torch.split(values, [n for _, n in outputs], dim=1)
+    return torch.stack([part.mean(dim=1) for part in parts], dim=1)
 
 
 class AggregatorModule(Protocol):

@@ -1,0 +1,175 @@
+"""Training on bags of tiles: packed, one at a time, padded, and the matrix products alone. Random features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from benchmarks.speed.harness import Case, case
+from benchmarks.speed.inputs import Inputs
+from histotl.core.registry import create
+from histotl.learn.aggregators.abmil import Abmil
+from histotl.learn.bags import Bags
+from histotl.learn.network import Architecture, Network
+from histotl.learn.objective import Objective
+from histotl.learn.rows import ArrayRows
+from histotl.learn.task import Task
+
+BAG_BATCH = 16
+SPREAD = 0.8
+"""Deviation of the logarithm of bag sizes."""
+
+ABMIL = cast("Abmil", create("aggregator", "abmil"))
+
+
+class Plain(torch.nn.Module):
+    """Gated attention as it is usually written."""
+
+    def __init__(self, in_dim: int) -> None:
+        super().__init__()
+        width, inner = ABMIL.hidden, ABMIL.attention
+        linear = torch.nn.Linear
+        self.embed = torch.nn.Sequential(linear(in_dim, width), torch.nn.ReLU(), torch.nn.Dropout(ABMIL.dropout))
+        self.v = torch.nn.Sequential(linear(width, inner), torch.nn.Tanh())
+        self.u = torch.nn.Sequential(linear(width, inner), torch.nn.Sigmoid())
+        self.score = linear(inner, 1, bias=False)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """(b, n, d) and bool (b, n) into (b, width)."""
+        h = self.embed(x)
+        scores = self.score(self.v(h) * self.u(h))[:, :, 0].masked_fill(~mask, -torch.inf)
+        return (scores.softmax(1)[:, None] @ h)[:, 0]
+
+
+class Epoch:
+    """Bags of log-normal sizes and the network that is trained on them, in the ways that are compared."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        scale, rng = inputs.scale, np.random.default_rng(7)
+        middle = float(np.sqrt(scale.bag_rows[0] * scale.bag_rows[1]))
+        sizes = np.maximum(1, middle * np.exp(SPREAD * rng.standard_normal(scale.bags))).astype(np.int64)
+        self.x = rng.standard_normal((int(sizes.sum()), scale.dim), dtype=np.float32)
+        self.bags = Bags.of(ArrayRows(self.x), np.split(np.arange(len(self.x)), np.cumsum(sizes)[:-1]))
+        labels = {"type": np.arange(scale.bags) % 3.0}
+        self.objective = Objective([Task(name="type", kind="multiclass", classes=("a", "b", "c"))], labels)
+        self.targets = self.objective.tensor(labels)
+        self.architecture = Architecture(
+            in_dim=scale.dim, aggregator="abmil", hidden=256, dropout=0.5, outputs=self.objective.n_outputs()
+        )
+
+    @property
+    def title(self) -> str:
+        """What the case is called."""
+        shape = self.bags.sizes
+        return f"abmil epoch, {len(shape)} bags of {shape.min()}–{shape.max()} × {self.architecture.in_dim}"
+
+    def packed(self, bags_a_step: int) -> None:
+        """Optimiser steps over all bags once, as training does them."""
+        network = Network(self.architecture)
+
+        def answers(chosen: npt.NDArray[np.int64]) -> dict[str, torch.Tensor]:
+            packed = self.bags.gather(chosen)
+            return network(packed.x, packed.offsets).tasks
+
+        self._steps(network, bags_a_step, answers)
+
+    def plain(self, bags_a_step: int) -> None:
+        """The same network of plain modules on bags filled up with zeros to the longest of a step, under a mask."""
+        network, module = Network(self.architecture), Plain(self.architecture.in_dim)
+        network.aggregator = module
+
+        def answers(chosen: npt.NDArray[np.int64]) -> dict[str, torch.Tensor]:
+            sizes = torch.from_numpy(self.bags.sizes[chosen])
+            x = torch.zeros(len(chosen), int(sizes.max()), self.architecture.in_dim)
+            for row, bag in zip(x, chosen, strict=True):
+                part = self.x[self.bags.rows_of(int(bag))]
+                row[: len(part)] = torch.from_numpy(part)
+            mask = torch.arange(x.shape[1]) < sizes[:, None]
+            return network.answer(module((x - network.mean) / network.std, mask))
+
+        self._steps(network, bags_a_step, answers)
+
+    def products(self) -> None:
+        """The matrix products of all steps, forward and backward, with nothing between them."""
+        d, width, gates = self.architecture.in_dim, ABMIL.hidden, 2 * ABMIL.attention
+        w, u = torch.randn(width, d), torch.randn(gates, width)
+        of_w, of_u = torch.empty_like(w), torch.empty_like(u)
+        for chosen in _parts(len(self.bags), BAG_BATCH):
+            start, stop = self.bags.offsets[chosen[0]], self.bags.offsets[chosen[-1] + 1]
+            x, h, g = torch.from_numpy(self.x[start:stop]), self._h[: stop - start], self._g[: stop - start]
+            torch.mm(x, w.T, out=h)
+            torch.mm(h, u.T, out=g)
+            torch.mm(g.T, h, out=of_u)
+            torch.mm(g, u, out=h)
+            torch.mm(h.T, x, out=of_w)
+
+    def prepare_products(self) -> None:
+        """Room for their results, made once."""
+        most = max(int(self.bags.sizes[chosen].sum()) for chosen in _parts(len(self.bags), BAG_BATCH))
+        self._h, self._g = torch.zeros(most, ABMIL.hidden), torch.zeros(most, 2 * ABMIL.attention)
+
+    def _steps(
+        self, network: Network, bags_a_step: int, answers: Callable[[npt.NDArray[np.int64]], dict[str, torch.Tensor]]
+    ) -> None:
+        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
+        for chosen in _parts(len(self.bags), bags_a_step):
+            losses = self.objective.losses(answers(chosen), self.targets[torch.from_numpy(chosen)])
+            optimizer.zero_grad()
+            self.objective.total(losses).backward()
+            optimizer.step()
+
+
+@case("learn/mil-batch-1")
+def one_at_a_time(inputs: Inputs) -> Case:
+    """An epoch of gated attention, sixteen packed bags a step, against a step for every bag as most tools do it."""
+    epoch = Epoch(inputs)
+    return Case(
+        name=f"{epoch.title}, packed by {BAG_BATCH}",
+        against="plain modules, one bag a step",
+        goal=1 / 3,
+        ours=lambda: epoch.packed(BAG_BATCH),
+        reference=lambda: epoch.plain(1),
+        units=len(epoch.x),
+        unit="tiles",
+    )
+
+
+@case("learn/mil-padded")
+def padded(inputs: Inputs) -> Case:
+    """The same against the same steps on padded bags with a mask."""
+    epoch = Epoch(inputs)
+    steps = [epoch.bags.sizes[chosen] for chosen in _parts(len(epoch.bags), BAG_BATCH)]
+    cells = sum(len(sizes) * int(sizes.max()) for sizes in steps)
+    return Case(
+        name=f"{epoch.title}, packed by {BAG_BATCH}",
+        against=f"plain modules, padded with a mask, {cells / len(epoch.x):.1f} cells a tile",
+        goal=1 / 3,
+        ours=lambda: epoch.packed(BAG_BATCH),
+        reference=lambda: epoch.plain(BAG_BATCH),
+        units=len(epoch.x),
+        unit="tiles",
+    )
+
+
+@case("learn/mil-products")
+def products(inputs: Inputs) -> Case:
+    """The same against the matrix products alone."""
+    epoch = Epoch(inputs)
+    epoch.prepare_products()
+    return Case(
+        name=f"{epoch.title}, packed by {BAG_BATCH}",
+        against="its matrix products alone, forward and backward (floor)",
+        goal=1.25,
+        ours=lambda: epoch.packed(BAG_BATCH),
+        reference=epoch.products,
+        units=len(epoch.x),
+        unit="tiles",
+    )
+
+
+def _parts(n: int, size: int) -> list[npt.NDArray[np.int64]]:
+    return np.split(np.arange(n), range(size, n, size))

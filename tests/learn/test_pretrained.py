@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from histotl.core.errors import CorruptFileError, IdentityError, StoreError, UsageError
+from histotl.learn.config import PredictConfig, TrainConfig
+from histotl.learn.model import load_model
+from histotl.learn.predict import predict
+from histotl.learn.predictions import read_predictions
+from histotl.learn.pretrained import load_aggregator, save_aggregator
+from histotl.learn.task import parse_task
+from histotl.learn.train import train
+from histotl.store.tile_scores import read_tile_scores
+
+Cohort = tuple[pd.DataFrame, Path]
+LESION = (parse_task("lesion: binary(classes=('no', 'yes'))"),)
+TWO = (*LESION, parse_task("other: binary(column='lesion', classes=('no', 'yes'))"))
+SMALL = "abmil(hidden=16, attention=8, dropout=0.0)"
+
+
+def trained(cohort: Cohort, out: Path, config: TrainConfig, aggregator: str = SMALL, tasks: tuple = LESION) -> Path:
+    table, features = cohort
+    config = replace(config, aggregator=aggregator, min_steps=150, max_steps=150)
+    return train(table, features, out, tasks=tasks, config=config).folder
+
+
+def test_training_starts_from_what_was_saved(slide_cohort: Cohort, quick: TrainConfig, tmp_path: Path) -> None:
+    table, features = slide_cohort
+    first = load_model(trained(slide_cohort, tmp_path / "first", quick))
+    file = save_aggregator(first, tmp_path / "kept" / "abmil.safetensors")
+    kept = load_aggregator(file)
+    assert kept.spec.startswith("abmil(hidden=16")
+    assert (kept.in_dim, kept.outputs, kept.identity) == (16, (("lesion", 1),), first.identity)
+    # One step of training with a rate of nearly nothing: aggregator and tile statistics are as they were saved.
+    config = replace(quick, pretrained=str(file), min_steps=1, max_steps=1, learning_rates=(1e-12,))
+    again = load_model(train(table, features, tmp_path / "again", tasks=TWO, config=config).folder)
+    assert again.architecture.aggregator == kept.spec
+    before, after = first.members[0].state_dict(), again.members[0].state_dict()
+    names = [name for name in before if name.startswith("aggregator.") or name in ("mean", "std")]
+    assert len(names) > 4
+    for name in names:
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-6)
+    fresh = load_model(
+        train(
+            table, features, tmp_path / "fresh", tasks=TWO, config=replace(config, pretrained="", aggregator=SMALL)
+        ).folder
+    )
+    assert (fresh.members[0].state_dict()[names[-1]] - before[names[-1]]).abs().max() > 1e-3
+
+
+def test_other_features_tasks_and_aggregators_are_refused(
+    slide_cohort: Cohort, quick: TrainConfig, write_slide: Callable[..., Path], tmp_path: Path
+) -> None:
+    table, features = slide_cohort
+    model = load_model(trained(slide_cohort, tmp_path / "model", quick, aggregator="dsmil(hidden=8, query=4)"))
+    kept = load_aggregator(save_aggregator(model, tmp_path / "a.safetensors"))
+    config = replace(quick, pretrained=str(tmp_path / "a.safetensors"), max_steps=1, min_steps=1)
+    with pytest.raises(UsageError, match="weights for its own tasks: lesion"):
+        train(table, features, tmp_path / "x", tasks=TWO, config=config)
+    with pytest.raises(UsageError, match="--aggregator is abmil"):
+        train(table, features, tmp_path / "x", tasks=LESION, config=replace(config, aggregator="abmil"))
+    with pytest.raises(UsageError, match="answers for tiles"):
+        train(table, features, tmp_path / "x", tasks=LESION, config=replace(config, level="tile"))
+    with pytest.raises(IdentityError, match="features 16 wide, these are 8"):
+        kept.check(kept.identity, 8)
+    assert kept.identity is not None
+    with pytest.raises(IdentityError, match="stain"):
+        kept.check(replace(kept.identity, stain="macenko"), 16)
+    with pytest.raises(IdentityError, match="only its own say"):
+        kept.check(None, 16)
+    with pytest.raises(IdentityError, match="only these say"):
+        replace(kept, identity=None).check(kept.identity, 16)
+
+
+def test_files_that_hold_no_aggregator(slide_cohort: Cohort, quick: TrainConfig, tmp_path: Path) -> None:
+    model = load_model(trained(slide_cohort, tmp_path / "model", quick))
+    with pytest.raises(UsageError, match="member 3 of 1"):
+        save_aggregator(model, tmp_path / "a", member=3)
+    with pytest.raises(UsageError, match="'mean' has no trained weights"):
+        save_aggregator(load_model(trained(slide_cohort, tmp_path / "mean", quick, aggregator="mean")), tmp_path / "a")
+    with pytest.raises(StoreError, match="cannot be read"):
+        load_aggregator(tmp_path / "nothing")
+    save_file({"a": torch.zeros(1)}, tmp_path / "plain")
+    with pytest.raises(StoreError, match="holds no aggregator"):
+        load_aggregator(tmp_path / "plain")
+    path = save_aggregator(model, tmp_path / "a.safetensors")
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(CorruptFileError, match="no whole safetensors file"):
+        load_aggregator(path)
+    save_file({"a": torch.zeros(1)}, tmp_path / "odd", metadata={"histotl.aggregator": '{"schema": 1}'})
+    with pytest.raises(CorruptFileError, match="description"):
+        load_aggregator(tmp_path / "odd")
+    save_file({"a": torch.zeros(1)}, tmp_path / "late", metadata={"histotl.aggregator": '{"schema": 2}'})
+    with pytest.raises(StoreError, match="schema 2"):
+        load_aggregator(tmp_path / "late")
+
+
+@pytest.mark.parametrize(
+    "aggregator", ["abmil(hidden=8, attention=4, rows='task')", "clam(hidden=8, branches='multi')"]
+)
+def test_attention_of_every_task_is_written(
+    slide_cohort: Cohort, quick: TrainConfig, tmp_path: Path, aggregator: str
+) -> None:
+    model = trained(slide_cohort, tmp_path / "model", quick, aggregator, TWO)
+    found = read_predictions(predict(model, slide_cohort[1], tmp_path / "pred", config=PredictConfig(device="cpu")))
+    path = found.tile_scores("S03")
+    assert path is not None
+    columns = read_tile_scores(path).columns
+    own = [columns[f"attention:{task.name}"].astype(np.float64) for task in TWO]
+    np.testing.assert_allclose([each.sum() for each in own], 1, atol=1e-3)
+    np.testing.assert_allclose(columns["attention"], np.mean(own, axis=0), atol=1e-3)
