@@ -14,7 +14,7 @@ import torch
 from histotl.core.device import choose_device
 from histotl.core.errors import TableError
 from histotl.core.progress import Report, Step, silent
-from histotl.learn._trainer import Data, train_one
+from histotl.learn._trainer import NO_HOOKS, Data, Hooks, train_one
 from histotl.learn.bags import Bags
 from histotl.learn.config import TrainConfig
 from histotl.learn.network import Architecture, Network, evaluating
@@ -81,6 +81,7 @@ def fit(
     config: TrainConfig,
     aggregator: str = "",
     report: Report = silent,
+    hooks: Hooks = NO_HOOKS,
 ) -> Fitted:
     """Train the members.
 
@@ -91,6 +92,7 @@ def fit(
         config: Settings.
         aggregator: Spec of the aggregator; empty when every bag is one row.
         report: Called at every checkpoint.
+        hooks: A weighting of the tasks' gradients, as a function, and whoever watches the steps.
 
     Raises:
         TableError: A task has no labelled training row, or there is no labelled validation row.
@@ -120,7 +122,7 @@ def fit(
     if config.views:
         # Which view a tile shows changes at every step, so nothing can be pooled once.
         data = Data(targets=data.targets, bags=train.bags, mixed=True)
-    runs = _Runs(first, architecture, objective, data, check, config, report)
+    runs = _Runs(first, architecture, objective, data, check, config, report, hooks)
     tried = {rate: runs.run(0, rate) for rate in config.learning_rates}
     best = min(tried, key=lambda rate: tried[rate])
     for member in range(1, config.members):
@@ -149,10 +151,11 @@ class _Runs:
         check: Data,
         config: TrainConfig,
         report: Report,
+        hooks: Hooks,
     ) -> None:
         self._scale = {name: copy.deepcopy(value) for name, value in first.named_buffers(recurse=False)}
         self._architecture, self._objective, self._config = architecture, objective, config
-        self._data, self._check, self._report = data, check, report
+        self._data, self._check, self._report, self._hooks = data, check, report, hooks
         self.networks: dict[tuple[int, float], Network] = {}
         self.history: list[dict[str, object]] = []
         self._total = config.members + len(config.learning_rates) - 1
@@ -165,7 +168,8 @@ class _Runs:
         for name, value in self._scale.items():
             network.get_buffer(name).copy_(value)
         network.to(self._data.targets.device)
-        loss, history = train_one(network, self._objective, self._data, self._check, self._config, rate=rate, seed=seed)
+        parts = (network, self._objective, self._data, self._check, self._config)
+        loss, history = train_one(*parts, rate=rate, seed=seed, hooks=self._hooks)
         self.networks[member, rate] = network
         self.history += [{"member": member, "learning_rate": rate, **entry} for entry in history]
         text = f"member {member + 1}, learning rate {rate:g}: validation loss {loss:.4f}"
