@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -223,3 +224,36 @@ def paths(solve: Callable[[Array], Array], s: float) -> Array:
 def test_no_scale_of_a_task_turns_the_direction(name: str) -> None:
     np.testing.assert_allclose(paths(SOLVERS[name], 1.0), paths(SOLVERS[name], 100.0), atol=1e-5)
     assert np.abs(paths(SOLVERS["mgda"], 1.0) - paths(SOLVERS["mgda"], 100.0)).max() > 0.1
+
+
+def toy(x: Array) -> tuple[float, float]:
+    """Two losses with a ridge above their common front at the bottom (Liu et al. 2021; scale of Navon et al. 2022)."""
+    a, b = float(x[0]), float(x[1])
+    top, bottom = max(math.tanh(b / 2), 0.0), max(math.tanh(-b / 2), 0.0)
+    first = math.log(max(abs((-a - 7) / 2 - math.tanh(-b)), 5e-6)) + 6
+    second = math.log(max(abs((-a + 3) / 2 - math.tanh(-b) + 2), 5e-6)) + 6
+    left, right = (((-a + s) ** 2 + 0.1 * (-b - 8) ** 2) / 10 - 20 for s in (7, -7))
+    return 0.1 * (first * top + left * bottom), second * top + right * bottom
+
+
+def descend(solve: Callable[[Array], Array], x: Array) -> Array:
+    """6,000 steps of Adam."""
+    mean, square, h = np.zeros(2), np.zeros(2), 1e-6
+    for step in range(1, 6001):
+        rows = np.stack([np.subtract(toy(x + e), toy(x - e)) / (2 * h) for e in h * np.eye(2)], axis=1)
+        move = rows.T @ solve(rows @ rows.T)
+        mean, square = 0.9 * mean + 0.1 * move, 0.999 * square + 0.001 * move**2
+        x = x - 0.01 * mean / (1 - 0.9**step) / (np.sqrt(square / (1 - 0.999**step)) + 1e-8)
+    return x
+
+
+def reaches_the_front(x: Array) -> bool:
+    # The front is where both lower bowls agree: between their centres, at the depth of both.
+    return bool(-7.5 < x[0] < 7.5 and -9 < x[1] < -7)
+
+
+@pytest.mark.slow
+def test_the_bargain_reaches_the_front_from_all_five_starts_and_the_plain_sum_is_held_up() -> None:
+    starts = [np.array(start) for start in ((-8.5, 7.5), (0.0, 0.0), (9.0, 9.0), (-7.5, -0.5), (9.0, -1.0))]
+    assert all(reaches_the_front(descend(nash, start)) for start in starts)
+    assert not reaches_the_front(descend(lambda gramian: np.ones(len(gramian)), starts[2]))

@@ -9,6 +9,12 @@ import torch
 from histotl.core.errors import UsageError
 from histotl.core.registry import create
 from histotl.learn._gradients import gradients, uphill
+from histotl.learn._trainer import Data, make_batch, start_stepper
+from histotl.learn.bags import Bags
+from histotl.learn.config import TrainConfig
+from histotl.learn.network import Architecture, Network
+from histotl.learn.objective import Objective
+from histotl.learn.rows import ArrayRows
 from histotl.learn.seeds import seeded
 from tests.learn.small import ALL, SIZE, TYPE, YES, Small, rows, same, small
 
@@ -182,10 +188,31 @@ def test_the_disturbance_has_its_radius_and_the_worst_one_raises_the_loss(pertur
         assert loss(found) > loss(-found)
 
 
-def test_an_aggregator_is_trained_once_a_step_by_all_blocks() -> None:
-    run = cooperative(rho=0.0)
-    shared = run.stepper._is_shared  # type: ignore[attr-defined]
-    assert not any(shared)
+def test_an_aggregator_takes_one_step_by_the_sum_of_all_blocks() -> None:
+    x, targets = rows()
+    objective = Objective(ALL, targets)
+    network = Network(
+        Architecture(
+            in_dim=8,
+            aggregator="abmil(hidden=6, attention=4, dropout=0.0)",
+            hidden=4,
+            dropout=0.0,
+            outputs=objective.n_outputs(),
+            sharing="cooperative(exchange='none')",
+        )
+    )
+    bags = Bags.of(ArrayRows(x.numpy()), np.split(np.arange(96), 32))
+    data = Data(targets=objective.tensor(targets)[:32], bags=bags)
+    config = TrainConfig(sharing="cooperative(exchange='none')", device="cpu")
+    descent = torch.optim.SGD(network.parameters(), lr=0.1)
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    batch = make_batch(network, objective, data, np.arange(32))
+    sum(batch.losses(batch.run()).values()).backward()  # type: ignore[union-attr]
+    slopes = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+    start_stepper(network, objective, data, config, descent, seed=0).step(batch)
+    # Separate blocks see the aggregator as it was before the step, so it is the plain step of all.
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(parameter.detach(), before[name] - 0.1 * slopes[name], atol=1e-6, rtol=1e-4)
 
 
 def test_inner_steps_go_further() -> None:
