@@ -35,6 +35,8 @@ class Balancer:
         self.network, self.where = network, where
         self._balancing, self._setting = balancing, setting
         self.rule = self.another()
+        # Asked of a protocol in every step, this would take as long as a small backward pass.
+        self._loss_rule = self.rule if isinstance(self.rule, LossRule) else None
 
     def another(self) -> LossRule | GramianRule:
         """A rule of the same kind without history."""
@@ -54,9 +56,9 @@ class Balancer:
         """Set the gradient of every weight; returns the training loss, detached."""
         for parameter in self.parameters:
             parameter.grad = None
-        if isinstance(self.rule, LossRule):
+        if self._loss_rule is not None:
             output = batch.run()
-            loss = self.rule.total(batch.losses(output))
+            loss = self._loss_rule.total(batch.losses(output))
             added = batch.added(output)
             loss = loss if added is None else loss + added
             loss.backward()  # type: ignore[no-untyped-call]
@@ -65,8 +67,8 @@ class Balancer:
 
     def after_step(self, batch: Batch) -> None:
         """Let the rule learn from the step."""
-        if isinstance(self.rule, LossRule):
-            self.rule.after_step(batch.again)
+        if self._loss_rule is not None:
+            self._loss_rule.after_step(batch.again)
 
     def weights(
         self,
