@@ -21,7 +21,13 @@ from histotl.core.errors import HistotlError, UsageError
 from histotl.core.registry import PLUGIN_FOLDERS, available, canonical, create, plugin
 from histotl.image._tile_view import TileView
 from histotl.image.stain.base import StainTransform
+from histotl.learn._trainer import Data, make_batch, start_stepper
+from histotl.learn.balancing.base import GramianRule, LossRule, Setting
+from histotl.learn.config import TrainConfig
+from histotl.learn.network import Architecture, Network
+from histotl.learn.objective import Objective
 from histotl.learn.sharing.base import SharingShape
+from histotl.learn.task import Task
 
 # How to build what has no default: a small real case.
 ARGUMENTS: Mapping[tuple[str, str], str] = {
@@ -265,32 +271,91 @@ def check_aggregator(name: str) -> None:
 
 def check_sharing(name: str) -> None:
     torch.manual_seed(0)
+    maker = build("sharing", name)
+    create("optimizer", maker.optimizer)
     for hidden in (0, 8):
-        shape = SharingShape(width=12, hidden=hidden, dropout=0.5, n_tasks=3)
-        module = build("sharing", name).build(shape).double().eval()
+        shape = SharingShape(width=12, hidden=hidden, dropout=0.5, names=("a", "b", "c"))
+        module = maker.build(shape).double().eval()
+
+        def answer(bags: torch.Tensor, module: Any = module) -> torch.Tensor:
+            own = module.own(module.common(bags))
+            assert all(x.shape == (len(bags), module.out_dim) for x in own)
+            return torch.stack(list(own), dim=1)
+
         bags = torch.randn(5, 12, dtype=torch.float64)
         with torch.inference_mode():
-            found = module(bags)
-            assert found.shape == (5, 3, module.out_dim)
-            each = module(bags[:, None].expand(-1, 3, -1))
+            found = answer(bags)
+            assert found.shape[1] == 3, "one result a task"
+            each = answer(bags[:, None].expand(-1, 3, -1))
             assert torch.allclose(each, found, atol=1e-10), "the same vector for each task is the same as one for all"
-            alone = torch.cat([module(bag[None]) for bag in bags])
+            alone = torch.cat([answer(bag[None]) for bag in bags])
             assert torch.allclose(alone, found, atol=1e-10), "a bag depends on the others"
         penalty = module.penalty()
         assert penalty is None or (penalty.shape == () and penalty >= 0)
-        single = build("sharing", name).build(dataclasses.replace(shape, n_tasks=1)).double().eval()
-        assert single(bags).shape == (5, 1, single.out_dim), "one task must do, too"
+        single = maker.build(dataclasses.replace(shape, names=("a",))).double().eval()
+        assert answer(bags, single).shape == (5, 1, single.out_dim), "one task must do, too"
+        module.train()
+        bags.requires_grad_()
+        answer(bags).sum().backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in (bags, *module.parameters()))
 
 
 def check_balancing(name: str) -> None:
-    rule = build("balancing", name)
-    losses = {"a": torch.tensor(2.0, requires_grad=True), "b": torch.tensor(0.5, requires_grad=True)}
-    total = rule.total(losses, {"a": 1.0, "b": 0.7})
-    assert total.shape == ()
-    total.backward()
-    assert all(loss.grad is not None and loss.grad > 0 for loss in losses.values()), "a task is not trained"
-    one = {"a": torch.tensor(2.0, requires_grad=True)}
-    assert torch.isfinite(rule.total(one, {"a": 1.0, "b": 0.7})), "a step may lack labels of a task"
+    maker = build("balancing", name)
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((3, 6))
+
+    def run() -> list[list[float]]:
+        """What the rule makes of some steps, one of them without labels of a task."""
+        rule, found = maker.start(Setting(priors={"a": 1.0, "b": 0.7, "c": 2.0}, epoch=2, seed=1)), []
+        for step, present in enumerate(("abc", "abc", "ac", "b", "abc", "abc")):
+            losses = {key: torch.tensor(1.0 + "abc".index(key) - 0.1 * step, requires_grad=True) for key in present}
+            if isinstance(rule, LossRule):
+                total = rule.total(losses)
+                assert total.shape == ()
+                total.backward()
+                weights = [0.0 if loss.grad is None else float(loss.grad) for loss in losses.values()]
+                assert all(weight > 0 for weight in weights), "a task is not trained"
+                rule.after_step(lambda losses=losses: {key: 0.9 * loss.detach() for key, loss in losses.items()})
+            else:
+                assert isinstance(rule, GramianRule), "a rule has total() and after_step(), or weights()"
+                some = rows[["abc".index(key) for key in present]]
+                weights = rule.weights(some @ some.T, {key: float(loss.detach()) for key, loss in losses.items()})
+                assert weights.shape == (len(present),)
+                assert np.isfinite(weights).all()
+                if len(present) == 1:
+                    np.testing.assert_allclose(weights, 1.0, err_msg="one task alone has nothing to balance")
+                weights = weights.tolist()
+            found.append(weights)
+        return found
+
+    assert run() == run(), "two runs with one seed differ: state is kept outside of the rule that start() makes"
+
+
+def check_optimizer(name: str) -> None:
+    build("optimizer", name)
+    sharing = next((s for s in available("sharing") if plugin("sharing", s).factory.optimizer == name), "hard")
+    config = TrainConfig(sharing=sharing, optimizer=name, hidden=8, dropout=0.0, device="cpu")
+    x = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+    targets = {"yes": (x[:, 0] > 0).double().numpy(), "size": x[:, 1].double().numpy()}
+    targets["size"] = np.where(np.arange(64) < 16, np.nan, targets["size"])
+    objective = Objective(
+        [Task(name="yes", kind="binary", classes=("n", "y")), Task(name="size", kind="regression")], targets
+    )
+    network = Network(
+        Architecture(in_dim=6, aggregator="", hidden=8, dropout=0.0, outputs=objective.n_outputs(), sharing=sharing)
+    )
+    data = Data(targets=objective.tensor(targets), pooled=x)
+    descent = torch.optim.AdamW(network.parameters(), lr=0.01)
+    stepper = start_stepper(network, objective, data, config, descent, seed=0)
+    losses = []
+    for step in range(60):
+        batch = make_batch(network, objective, data, np.arange(16) + 16 * (step % 4))
+        loss = stepper.step(batch)
+        assert loss.shape == ()
+        assert not loss.requires_grad
+        losses.append(float(loss))
+    assert np.mean(losses[-4:]) < 0.7 * np.mean(losses[:4]), "60 steps hardly lower the loss"
 
 
 def check_ood(name: str) -> None:
@@ -324,6 +389,7 @@ CHECKS: Mapping[str, Callable[[str], None]] = {
     "aggregator": check_aggregator,
     "sharing": check_sharing,
     "balancing": check_balancing,
+    "optimizer": check_optimizer,
     "ood": check_ood,
 }
 assert CHECKS.keys() == PLUGIN_FOLDERS.keys()

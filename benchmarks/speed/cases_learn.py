@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
+import time
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -9,9 +12,11 @@ from sklearn.metrics import balanced_accuracy_score
 
 from benchmarks.speed.harness import Case, Figure, case
 from benchmarks.speed.inputs import Inputs
+from histotl.core.registry import available, create
 from histotl.evaluate.intervals import Estimate, Resamples, estimate
 from histotl.evaluate.metrics import balanced_accuracy
 from histotl.learn.bags import Bags
+from histotl.learn.balancing.base import GramianRule, Setting
 from histotl.learn.config import TrainConfig
 from histotl.learn.fit import Labelled, fit
 from histotl.learn.network import Architecture, Network
@@ -125,6 +130,44 @@ def _bare_training(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+
+
+@case("learn/balancing")
+def balancing(inputs: Inputs) -> Case:  # noqa: ARG001 - the same at every scale
+    """Weights from the Gramian of four tasks' gradients: every rule that solves something, against one eigenproblem."""
+    rng = np.random.default_rng(8)
+    # Gradients of many lengths, half of them with conflicts that leave no direction good for all.
+    rows = [rng.standard_normal((4, rank)) * 10 ** rng.uniform(-2, 2, (4, 1)) for rank in (2, 12) for _ in range(10)]
+    gramians = [each @ each.T for each in rows]
+    losses = dict.fromkeys("abcd", 1.0)
+    started = {name: create("balancing", name).start(Setting(priors=losses)) for name in available("balancing")}
+    rules = {name: rule for name, rule in started.items() if isinstance(rule, GramianRule)}
+    times: dict[str, list[float]] = {name: [] for name in rules}
+
+    def ours() -> None:
+        for name, rule in rules.items():
+            began = time.perf_counter()
+            for gramian in gramians:
+                rule.weights(gramian, losses)
+            times[name].append((time.perf_counter() - began) / len(gramians))
+
+    def floor() -> None:
+        for gramian in gramians:
+            np.linalg.eigh(gramian)
+
+    def of(name: str) -> Figure:
+        return Figure(text=f"{{}} ms {name}", of=lambda _: statistics.median(times[name]) * 1e3, goal=1.0)
+
+    return Case(
+        name=f"weights of 4 tasks from {len(gramians)} Gramians, {len(rules)} rules",
+        against=f"eigenvalues of the same Gramians, {len(rules)} times",
+        ours=ours,
+        reference=floor,
+        scale=float(len(rules)),
+        units=len(gramians) * len(rules),
+        unit="calls",
+        figures=tuple(of(name) for name in rules),
+    )
 
 
 @case("evaluate/bootstrap")

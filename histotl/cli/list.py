@@ -13,7 +13,8 @@ def list_plugins(kind: str | None = None, pattern: str = "*", /, *, json: bool =
     """List the plug-ins, or those of one KIND whose names match a glob.
 
     Args:
-        kind: reader, tissue, stain, augment, backbone, head, aggregator, balancing or ood; all when left out.
+        kind: reader, tissue, stain, augment, quality, backbone, head, aggregator, sharing, balancing, optimizer or ood;
+            all when left out.
         pattern: Glob on the name; `timm/*resnet*` looks into a family of backbones.
         json: Print JSON.
     """

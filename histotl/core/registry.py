@@ -44,6 +44,7 @@ PLUGIN_FOLDERS: Mapping[str, str] = {
     "aggregator": "histotl.learn.aggregators",
     "sharing": "histotl.learn.sharing",
     "balancing": "histotl.learn.balancing",
+    "optimizer": "histotl.learn.optimizers",
     "ood": "histotl.learn.ood",
 }
 """Kind of plug-in -> the package whose files are its plug-ins."""

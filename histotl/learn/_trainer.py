@@ -12,11 +12,17 @@ import numpy.typing as npt
 import torch
 
 from histotl.core.registry import create
-from histotl.learn.bags import Bags
-from histotl.learn.balancing.base import Balancing
+from histotl.learn._balancer import Balancer
+from histotl.learn.aggregators.base import Aggregated
+from histotl.learn.bags import Bags, Packed
+from histotl.learn.balancing.base import Balancing, FromFunction, Setting, Weighting
+from histotl.learn.batch import Batch
 from histotl.learn.config import TrainConfig
-from histotl.learn.network import Network, Output, evaluating, seeded
+from histotl.learn.network import Network, Output, evaluating
 from histotl.learn.objective import Objective
+from histotl.learn.optimizers.base import Optimizer, Run, Stepper
+from histotl.learn.seeds import seeded
+from histotl.learn.sharing.base import Sharing
 
 CHECKPOINTS = 20
 """Looks at the validation set in one run."""
@@ -63,23 +69,28 @@ class Data:
         wanted = config.epochs * (len(self.targets) // self.batch_size(config))
         return min(config.max_steps, max(config.min_steps, wanted))
 
-    def outputs(
-        self,
-        network: Network,
-        rows: npt.NDArray[np.int64],
-        *,
-        max_tiles: int = 0,
-        rng: np.random.Generator | None = None,
-    ) -> Output:
-        """Outputs of the network on some bags."""
+    def draw(
+        self, rows: npt.NDArray[np.int64], *, max_tiles: int = 0, rng: np.random.Generator | None = None
+    ) -> torch.Tensor | Packed:
+        """Pooled vectors of some bags, or their tiles; of more than ``max_tiles`` as many are drawn, 0 for all."""
         if self.pooled is not None:
-            return Output(tasks=network.answer(self.pooled[torch.from_numpy(rows).to(self.pooled.device)]))
+            return self.pooled[torch.from_numpy(rows).to(self.pooled.device)]
         if self.bags is None:
             raise ValueError("neither vectors nor bags")
-        packed = self.bags.gather(rows, max_tiles=max_tiles, rng=rng, mixed=self.mixed)
+        return self.bags.gather(rows, max_tiles=max_tiles, rng=rng, mixed=self.mixed)
+
+    def pool(self, network: Network, drawn: torch.Tensor | Packed) -> Aggregated:
+        """What the network's aggregator makes of them."""
+        if isinstance(drawn, torch.Tensor):
+            return Aggregated(bags=drawn)
         device = self.targets.device
-        coords = None if packed.coords is None else packed.coords.to(device)
-        return network(packed.x.to(device), packed.offsets, coords)  # type: ignore[no-any-return]
+        coords = None if drawn.coords is None else drawn.coords.to(device)
+        return network.pool(drawn.x.to(device), drawn.offsets, coords)
+
+    def outputs(self, network: Network, rows: npt.NDArray[np.int64]) -> Output:
+        """Outputs of the network on some bags, all tiles of them."""
+        pooled = self.pool(network, self.draw(rows))
+        return network.respond(pooled)
 
     def parts(self) -> Iterator[npt.NDArray[np.int64]]:
         """All bags in blocks that fit into one pass."""
@@ -89,8 +100,32 @@ class Data:
             yield from np.array_split(np.arange(len(self.targets)), -(-len(self.targets) // CHECK_ROWS))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What a caller in Python may add to the settings of training.
+
+    Args:
+        weighting: Gramian of the tasks' gradients -> weights, in place of the balancing rule.
+        watch: Called with every batch before its step is made; it must leave the network as it is.
+    """
+
+    weighting: Weighting | None = None
+    watch: Callable[[Batch], None] | None = None
+
+
+NO_HOOKS = Hooks()
+
+
 def train_one(
-    network: Network, objective: Objective, data: Data, check: Data, config: TrainConfig, *, rate: float, seed: int
+    network: Network,
+    objective: Objective,
+    data: Data,
+    check: Data,
+    config: TrainConfig,
+    *,
+    rate: float,
+    seed: int,
+    hooks: Hooks = NO_HOOKS,
 ) -> tuple[float, list[dict[str, object]]]:
     """Train in place; the network ends with the averaged weights of the checkpoint of least validation loss.
 
@@ -99,26 +134,22 @@ def train_one(
     """
     steps, rng = data.steps(config), np.random.default_rng(seed)
     looks = {math.ceil(steps * (i + 1) / CHECKPOINTS) for i in range(CHECKPOINTS)}
-    optimizer, schedule = _optimizer(network, config, rate, steps)
+    descent, schedule = _descent(network, config, rate, steps)
+    stepper = start_stepper(network, objective, data, config, descent, seed=seed, weighting=hooks.weighting)
     average = [p.detach().clone() for p in network.parameters()]
     best, kept, history, seen = math.inf, average, [], []
-    rule, mode = cast("Balancing", create("balancing", config.balancing)), network.training
+    mode = network.training
     with seeded(seed):
         network.train()
         for step, rows in zip(
             range(1, steps + 1), _batches(len(data.targets), data.batch_size(config), rng), strict=False
         ):
-            outputs = data.outputs(network, rows, max_tiles=config.max_tiles, rng=rng)
-            chosen = data.targets[torch.from_numpy(rows).to(data.targets.device)]
-            loss = rule.total(objective.losses(outputs.tasks, chosen), objective.priors)
-            extra = network.auxiliary(outputs, objective.judge(chosen))
-            loss = loss if extra is None else loss + extra
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            batch = make_batch(network, objective, data, rows, max_tiles=config.max_tiles, rng=rng)
+            if hooks.watch is not None:
+                hooks.watch(batch)
+            seen.append(stepper.step(batch))
             schedule(step)
             _average(average, network, min(config.ema, (1 + step) / (10 + step)))
-            seen.append(loss.detach())
             if step in looks:
                 found = _look(network, average, objective, check)
                 total = float(objective.total(found))
@@ -134,7 +165,54 @@ def train_one(
     return best, history
 
 
-def _optimizer(
+def start_stepper(
+    network: Network,
+    objective: Objective,
+    data: Data,
+    config: TrainConfig,
+    descent: torch.optim.Optimizer,
+    *,
+    seed: int,
+    weighting: Weighting | None = None,
+) -> Stepper:
+    """The optimiser that the settings name, or that the sharing is made for, with a balancing rule without history.
+
+    Raises:
+        UsageError: Optimiser, balancing and sharing do not go together.
+    """
+    sharing = cast("Sharing", create("sharing", config.sharing))
+    epoch = max(1, len(data.targets) // data.batch_size(config))
+    setting = Setting(priors=objective.priors, epoch=epoch, seed=seed, device=data.targets.device)
+    rule = (
+        cast("Balancing", create("balancing", config.balancing))
+        if weighting is None
+        else FromFunction(function=weighting)
+    )
+    optimizer = cast("Optimizer", create("optimizer", config.optimizer or sharing.optimizer))
+    balancer = Balancer(network, rule, setting, config.gradients)
+    return optimizer.start(Run(network=network, descent=descent, balancer=balancer, seed=seed))
+
+
+def make_batch(
+    network: Network,
+    objective: Objective,
+    data: Data,
+    rows: npt.NDArray[np.int64],
+    *,
+    max_tiles: int = 0,
+    rng: np.random.Generator | None = None,
+) -> Batch:
+    """One step's rows, drawn once; they can be passed through the network as often as a step needs."""
+    drawn = data.draw(rows, max_tiles=max_tiles, rng=rng)
+    return Batch(
+        network=network,
+        objective=objective,
+        targets=data.targets[torch.from_numpy(rows).to(data.targets.device)],
+        pool=lambda: data.pool(network, drawn),
+    )
+
+
+def _descent(
     network: Network, config: TrainConfig, rate: float, steps: int
 ) -> tuple[torch.optim.Optimizer, Callable[[int], None]]:
     """AdamW that decays matrices only, and a function that sets the rate after each step."""

@@ -16,6 +16,7 @@ NO_GATE = "none"
 
 Level = Literal["auto", "tile", "slide"]
 ClassBalance = Literal["balanced", "none"]
+Where = Literal["features", "parameters"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +49,14 @@ class TrainConfig:
     allow_missing_features: bool = False
     """Train on the rows that have features when some rows of train and val have none."""
     sharing: str = "hard"
-    """What tasks share, as a spec: 'hard' is one trunk for all."""
+    """What tasks share, as a spec: 'hard' is one trunk for all, 'none' a trunk each; see `histotl list sharing`."""
     balancing: str = "equal"
-    """How the losses of several tasks are weighed, as a spec."""
+    """How the losses of several tasks are weighed, as a spec; see `histotl list balancing`."""
+    gradients: Where = "features"
+    """Where rules that look at gradients compare them: at the vectors that all tasks read ('features', one pass back
+    through what is shared), or at the weights that tasks share ('parameters', one pass a task)."""
+    optimizer: str = ""
+    """How steps are made, as a spec such as 'sam(rho=0.05)'; empty: what the sharing is made for, mostly 'adamw'."""
     class_balance: ClassBalance = "balanced"
     """Class weights in the loss: 'balanced' gives every class the same say; 'none' follows the training counts."""
     ood: tuple[str, ...] = ("mahalanobis", "knn")
@@ -176,7 +182,9 @@ def check_plugins(config: TrainConfig) -> None:
 
 def _components(config: TrainConfig) -> tuple[tuple[str, tuple[str, ...]], ...]:
     single = ("aggregator", "sharing", "balancing")
-    return (*((kind, (str(getattr(config, kind)),)) for kind in single), ("ood", config.ood))
+    optimizer = (config.optimizer,) if config.optimizer else ()
+    named = tuple((kind, (str(getattr(config, kind)),)) for kind in single)
+    return (*named, ("optimizer", optimizer), ("ood", config.ood))
 
 
 def _as_tuple(value: Sequence[T] | str) -> tuple[T | str, ...]:

@@ -14,7 +14,7 @@ import torch
 from histotl.core.device import choose_device
 from histotl.core.errors import TableError
 from histotl.core.progress import Report, Step, silent
-from histotl.learn._trainer import Data, train_one
+from histotl.learn._trainer import NO_HOOKS, Data, Hooks, train_one
 from histotl.learn.bags import Bags
 from histotl.learn.config import TrainConfig
 from histotl.learn.network import Architecture, Network, evaluating
@@ -83,6 +83,7 @@ def fit(
     aggregator: str = "",
     start: Pretrained | None = None,
     report: Report = silent,
+    hooks: Hooks = NO_HOOKS,
 ) -> Fitted:
     """Train the members.
 
@@ -94,6 +95,7 @@ def fit(
         aggregator: Spec of the aggregator; empty when every bag is one row.
         start: The same aggregator, trained before; it keeps the tile statistics that it was trained with.
         report: Called at every checkpoint.
+        hooks: A weighting of the tasks' gradients, as a function, and whoever watches the steps.
 
     Raises:
         TableError: A task has no labelled training row, or there is no labelled validation row.
@@ -126,7 +128,7 @@ def fit(
     if config.views:
         # Which view a tile shows changes at every step, so nothing can be pooled once.
         data = Data(targets=data.targets, bags=train.bags, mixed=True)
-    runs = _Runs(first, architecture, objective, data, check, config, report, start)
+    runs = _Runs(first, architecture, objective, data, check, config, report, hooks, start)
     tried = {rate: runs.run(0, rate) for rate in config.learning_rates}
     best = min(tried, key=lambda rate: tried[rate])
     for member in range(1, config.members):
@@ -155,11 +157,13 @@ class _Runs:
         check: Data,
         config: TrainConfig,
         report: Report,
+        hooks: Hooks,
         start: Pretrained | None = None,
     ) -> None:
         self._scale = {name: copy.deepcopy(value) for name, value in first.named_buffers(recurse=False)}
         self._architecture, self._objective, self._config = architecture, objective, config
-        self._data, self._check, self._report, self._start = data, check, report, start
+        self._data, self._check, self._report = data, check, report
+        self._hooks, self._start = hooks, start
         self.networks: dict[tuple[int, float], Network] = {}
         self.history: list[dict[str, object]] = []
         self._total = config.members + len(config.learning_rates) - 1
@@ -174,7 +178,8 @@ class _Runs:
         if self._start is not None:
             self._start.put(network)
         network.to(self._data.targets.device)
-        loss, history = train_one(network, self._objective, self._data, self._check, self._config, rate=rate, seed=seed)
+        parts = (network, self._objective, self._data, self._check, self._config)
+        loss, history = train_one(*parts, rate=rate, seed=seed, hooks=self._hooks)
         self.networks[member, rate] = network
         self.history += [{"member": member, "learning_rate": rate, **entry} for entry in history]
         text = f"member {member + 1}, learning rate {rate:g}: validation loss {loss:.4f}"

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
-from zlib import crc32
 
 import torch
 from torch import nn
 
 from histotl.core.registry import create
 from histotl.learn.aggregators.base import Aggregated, Aggregator, AggregatorModule, Judge, Outputs, Supervised
+from histotl.learn.seeds import own_seed, seeded
 from histotl.learn.sharing.base import Sharing, SharingModule, SharingShape
 
 
@@ -77,7 +77,7 @@ class Network(nn.Module):
         with seeded(seed):
             self.aggregator = _aggregator(architecture)
             width = architecture.in_dim if self.aggregator is None else self.aggregator.out_dim
-            self.sharing = _sharing(width, architecture)
+            self.sharing = _sharing(width, architecture, seed)
             out = self.sharing.out_dim
             self.heads = nn.ModuleList([_head(out, n, name, seed) for name, n in architecture.outputs])
         self.register_buffer("mean", torch.zeros(architecture.in_dim))
@@ -100,14 +100,28 @@ class Network(nn.Module):
 
     def answer(self, bags: torch.Tensor) -> dict[str, torch.Tensor]:
         """What tasks share, and their linear layers, on bag vectors (B, d) or (B, t, d)."""
-        shared = self.sharing((bags - self.bag_mean) / self.bag_std)
-        return {name: head(shared[:, i]) for i, (name, head) in enumerate(zip(self.names, self.heads, strict=True))}
+        return self.read(self.common(bags))
+
+    def common(self, bags: torch.Tensor) -> torch.Tensor:
+        """What all tasks read, see :class:`histotl.learn.sharing.base.SharingModule`."""
+        return self.sharing.common((bags - self.bag_mean) / self.bag_std)
+
+    def read(self, common: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Each task's part and linear layer on :meth:`common`."""
+        own = self.sharing.own(common)
+        return {name: head(x) for name, head, x in zip(self.names, self.heads, own, strict=True)}
 
     def forward(self, x: torch.Tensor, offsets: torch.Tensor, coords: torch.Tensor | None = None) -> Output:
         """Float32 (N, D) tiles of packed bags into outputs."""
-        pooled = self.pool(x, offsets, coords)
+        return self.respond(self.pool(x, offsets, coords))
+
+    def respond(self, pooled: Aggregated, common: torch.Tensor | None = None) -> Output:
+        """Outputs from what :meth:`pool` made; ``common``, where given, takes the place of :meth:`common` of it."""
         direct = dict(pooled.direct)
-        answers = direct if direct.keys() >= set(self.names) else self.answer(pooled.bags) | direct
+        if direct.keys() >= set(self.names):
+            answers = direct
+        else:
+            answers = (self.answer(pooled.bags) if common is None else self.read(common)) | direct
         return Output(tasks={name: answers[name] for name in self.names}, pooled=pooled)
 
     def auxiliary(self, output: Output, judge: Judge) -> torch.Tensor | None:
@@ -117,15 +131,6 @@ class Network(nn.Module):
             terms.append(self.aggregator.auxiliary(output.pooled, judge))
         found = [term for term in terms if term is not None]
         return torch.stack(found).sum() if found else None
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Random numbers of torch from a seed within the block; the caller's own stream goes on undisturbed after it."""
-    devices = list(range(torch.cuda.device_count()))
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
 
 
 @contextmanager
@@ -149,17 +154,16 @@ def _aggregator(architecture: Architecture) -> AggregatorModule | None:
     return maker.build(architecture.in_dim, architecture.outputs)
 
 
-def _sharing(width: int, architecture: Architecture) -> SharingModule:
+def _sharing(width: int, architecture: Architecture, seed: int) -> SharingModule:
     maker = cast("Sharing", create("sharing", architecture.sharing))
-    shape = SharingShape(
-        width=width, hidden=architecture.hidden, dropout=architecture.dropout, n_tasks=len(architecture.outputs)
-    )
+    names = tuple(name for name, _ in architecture.outputs)
+    shape = SharingShape(width=width, hidden=architecture.hidden, dropout=architecture.dropout, names=names, seed=seed)
     return maker.build(shape)
 
 
 def _head(width: int, outputs: int, name: str, seed: int) -> nn.Linear:
     head = nn.Linear(width, outputs)
-    generator = torch.Generator().manual_seed(crc32(f"{seed}/{name}".encode()))
+    generator = torch.Generator().manual_seed(own_seed(seed, name))
     with torch.no_grad():
         head.weight.normal_(std=0.01, generator=generator)
         head.bias.zero_()

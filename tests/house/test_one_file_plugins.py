@@ -163,8 +163,11 @@ SOURCES = {
                 super().__init__()
                 self.out_dim, self.n_tasks = shape.width, shape.n_tasks
 
-            def forward(self, bags):
-                return bags if bags.ndim == 3 else bags[:, None].expand(-1, self.n_tasks, -1)
+            def common(self, bags):
+                return bags
+
+            def own(self, common):
+                return common.unbind(1) if common.ndim == 3 else [common] * self.n_tasks
 
             def penalty(self):
                 return None
@@ -175,11 +178,14 @@ SOURCES = {
             '''Nothing between bags and linear layers.'''
 
             strength: float = 1.0
+            optimizer: ClassVar[str] = "adamw"
 
             def build(self, shape):
                 return Nothing(shape)
         """,
     "balancing": """
+        from histotl.learn.balancing.base import FromLosses
+
         @register("balancing", "newcomer")
         @dataclass(frozen=True, kw_only=True)
         class Newcomer:
@@ -187,8 +193,29 @@ SOURCES = {
 
             strength: float = 1.0
 
-            def total(self, losses, priors):
-                return sum(losses.values())
+            def start(self, setting):
+                return FromLosses(make=lambda losses: self.strength * sum(losses.values()))
+        """,
+    "optimizer": """
+        class Steps:
+            def __init__(self, run):
+                self.run = run
+
+            def step(self, batch):
+                loss = self.run.balancer.backward(batch)
+                self.run.descent.step()
+                self.run.balancer.after_step(batch)
+                return loss
+
+        @register("optimizer", "newcomer")
+        @dataclass(frozen=True, kw_only=True)
+        class Newcomer:
+            '''The plain step.'''
+
+            strength: float = 1.0
+
+            def start(self, run):
+                return Steps(run)
         """,
     "ood": """
         @register("ood", "newcomer")

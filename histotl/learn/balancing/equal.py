@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-
 from histotl.core.registry import register
+from histotl.learn.balancing.base import FromLosses, Setting, stacked
 
 
 @register("balancing", "equal")
@@ -18,6 +16,6 @@ class Equal:
     With ordinary regularisation the plain sum matches specialised optimisers (Kurin et al., NeurIPS 2022).
     """
 
-    def total(self, losses: Mapping[str, torch.Tensor], priors: Mapping[str, float]) -> torch.Tensor:
-        """Sum over the tasks that have labels in this step."""
-        return torch.stack([loss / priors[name] for name, loss in losses.items()]).sum()
+    def start(self, setting: Setting) -> FromLosses:  # noqa: ARG002
+        """The sum over the tasks that have labels in a step."""
+        return FromLosses(make=lambda losses: stacked(losses).sum())

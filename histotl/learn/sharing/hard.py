@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from histotl.core.registry import register
-from histotl.learn.sharing.base import SharingShape
+from histotl.learn.sharing.base import SharingShape, for_tasks
 from histotl.learn.trunk import build_trunk
 
 
@@ -16,6 +17,8 @@ from histotl.learn.trunk import build_trunk
 @dataclass(frozen=True, kw_only=True)
 class Hard:
     """One trunk that all tasks share; each task has a linear layer of its own behind it."""
+
+    optimizer: ClassVar[str] = "adamw"
 
     def build(self, shape: SharingShape) -> HardModule:
         """Make the module."""
@@ -30,10 +33,14 @@ class HardModule(nn.Module):
         self.trunk, self.out_dim = build_trunk(shape.width, shape.hidden, shape.dropout)
         self._n_tasks = shape.n_tasks
 
-    def forward(self, bags: torch.Tensor) -> torch.Tensor:
-        """See :class:`histotl.learn.sharing.base.SharingModule`."""
+    def common(self, bags: torch.Tensor) -> torch.Tensor:
+        """The trunk's output."""
         shared: torch.Tensor = self.trunk(bags)
-        return shared if shared.ndim == 3 else shared[:, None].expand(-1, self._n_tasks, -1)
+        return shared
+
+    def own(self, common: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The same for each task."""
+        return for_tasks(common, self._n_tasks)
 
     def penalty(self) -> None:
         """Nothing."""
