@@ -17,6 +17,7 @@ from histotl.core.progress import Report, Step, silent
 from histotl.learn._trainer import Data, train_one
 from histotl.learn.bags import Bags
 from histotl.learn.config import TrainConfig
+from histotl.learn.labels import known_rows
 from histotl.learn.network import Architecture, Network, evaluating
 from histotl.learn.objective import Objective, Targets, TaskFacts
 from histotl.learn.task import Task
@@ -33,7 +34,7 @@ class Labelled:
 
     Args:
         bags: B bags.
-        targets: Task name -> (B,) class indices or numbers, NaN where missing.
+        targets: Task name -> (B,) class indices or numbers, or several columns (B, c), NaN where missing.
     """
 
     bags: Bags
@@ -43,7 +44,7 @@ class Labelled:
         """Without the bags that have no label at all: they must not shape batches or input statistics."""
         some = np.zeros(len(self.bags), dtype=bool)
         for target in self.targets.values():
-            some |= ~np.isnan(target)
+            some |= known_rows(target)
         if some.all():
             return self
         keep = np.flatnonzero(some).astype(np.int64)
@@ -62,6 +63,7 @@ class Fitted:
         tried: Learning rate -> validation loss of the first member.
         history: One entry a checkpoint: member, learning rate, step, training and validation losses.
         steps: Optimiser steps of each member.
+        tasks: What is predicted, with the options that training labels fixed.
     """
 
     members: tuple[Network, ...]
@@ -71,6 +73,7 @@ class Fitted:
     tried: dict[float, float]
     history: list[dict[str, object]] = field(default_factory=list)
     steps: int = 0
+    tasks: tuple[Task, ...] = ()
 
 
 def fit(
@@ -107,6 +110,7 @@ def fit(
         dropout=config.dropout,
         outputs=objective.n_outputs(),
         sharing=config.sharing,
+        heads=objective.layers(),
     )
     objective.to(device)
     first = Network(architecture, config.seed).to(device)
@@ -134,6 +138,7 @@ def fit(
         tried=tried,
         history=runs.history,
         steps=runs.steps,
+        tasks=objective.tasks,
     )
 
 
@@ -165,6 +170,7 @@ class _Runs:
         for name, value in self._scale.items():
             network.get_buffer(name).copy_(value)
         network.to(self._data.targets.device)
+        self._objective.begin()
         loss, history = train_one(network, self._objective, self._data, self._check, self._config, rate=rate, seed=seed)
         self.networks[member, rate] = network
         self.history += [{"member": member, "learning_rate": rate, **entry} for entry in history]

@@ -13,6 +13,7 @@ from torch import nn
 
 from histotl.core.registry import create
 from histotl.learn.aggregators.base import Aggregated, Aggregator, AggregatorModule, Judge, Outputs, Supervised
+from histotl.learn.heads.base import Layered
 from histotl.learn.sharing.base import Sharing, SharingModule, SharingShape
 
 
@@ -27,6 +28,8 @@ class Architecture:
         dropout: On the trunk's input (less where it is narrow) and output.
         outputs: (task name, outputs of its linear layer), in the order of the tasks.
         sharing: Spec of what tasks share.
+        heads: (task name, spec of its head) of the tasks whose head builds its own layer.
+        dropped: Tasks that helped to learn and have no layer any more.
     """
 
     in_dim: int
@@ -35,6 +38,8 @@ class Architecture:
     dropout: float
     outputs: Outputs
     sharing: str = "hard"
+    heads: tuple[tuple[str, str], ...] = ()
+    dropped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +84,14 @@ class Network(nn.Module):
             width = architecture.in_dim if self.aggregator is None else self.aggregator.out_dim
             self.sharing = _sharing(width, architecture)
             out = self.sharing.out_dim
-            self.heads = nn.ModuleList([_head(out, n, name, seed) for name, n in architecture.outputs])
+            specs, dropped = dict(architecture.heads), architecture.dropped
+            self.heads = nn.ModuleList(
+                [
+                    nn.Identity() if name in dropped else _head(out, n, name, seed, specs.get(name, ""))
+                    for name, n in architecture.outputs
+                ]
+            )
+        self.answered = tuple(name for name in self.names if name not in architecture.dropped)
         self.register_buffer("mean", torch.zeros(architecture.in_dim))
         self.register_buffer("std", torch.ones(architecture.in_dim))
         # Used only behind an aggregator without parameters, whose output scale is known before training.
@@ -101,14 +113,15 @@ class Network(nn.Module):
     def answer(self, bags: torch.Tensor) -> dict[str, torch.Tensor]:
         """What tasks share, and their linear layers, on bag vectors (B, d) or (B, t, d)."""
         shared = self.sharing((bags - self.bag_mean) / self.bag_std)
-        return {name: head(shared[:, i]) for i, (name, head) in enumerate(zip(self.names, self.heads, strict=True))}
+        layers = dict(zip(self.names, self.heads, strict=True))
+        return {name: layers[name](shared[:, i]) for i, name in enumerate(self.names) if name in self.answered}
 
     def forward(self, x: torch.Tensor, offsets: torch.Tensor, coords: torch.Tensor | None = None) -> Output:
         """Float32 (N, D) tiles of packed bags into outputs."""
         pooled = self.pool(x, offsets, coords)
         direct = dict(pooled.direct)
-        answers = direct if direct.keys() >= set(self.names) else self.answer(pooled.bags) | direct
-        return Output(tasks={name: answers[name] for name in self.names}, pooled=pooled)
+        answers = direct if direct.keys() >= set(self.answered) else self.answer(pooled.bags) | direct
+        return Output(tasks={name: answers[name] for name in self.answered}, pooled=pooled)
 
     def auxiliary(self, output: Output, judge: Judge) -> torch.Tensor | None:
         """What the parts add to the training loss beside the losses of the tasks, a scalar; None for nothing."""
@@ -157,10 +170,15 @@ def _sharing(width: int, architecture: Architecture) -> SharingModule:
     return maker.build(shape)
 
 
-def _head(width: int, outputs: int, name: str, seed: int) -> nn.Linear:
-    head = nn.Linear(width, outputs)
+def _head(width: int, outputs: int, name: str, seed: int, spec: str) -> nn.Module:
+    """The layer of a task, linear unless its head builds another; matrices start small, the rest as it was made."""
+    head = create("head", spec) if spec else None
+    layer = head.layer(width, outputs) if isinstance(head, Layered) else nn.Linear(width, outputs)
     generator = torch.Generator().manual_seed(crc32(f"{seed}/{name}".encode()))
     with torch.no_grad():
-        head.weight.normal_(std=0.01, generator=generator)
-        head.bias.zero_()
-    return head
+        for parameter in layer.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.01, generator=generator)
+            else:
+                parameter.zero_()
+    return layer
