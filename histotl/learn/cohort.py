@@ -161,6 +161,13 @@ def _check_labels(cases: Cases) -> None:
             raise TableError(f"task {task.name!r} has no labelled row in train", hint=cure)
         labels = task.nature.answers == "labels"
         held = [(known[:, i] == 1 if labels else hard(known) == i).any() for i in range(task.n_classes)]
+        for split in ("train", "val") if task.event else ():
+            ends = cases.targets[task.name][cases.in_split(split)]
+            if not (ends[:, 1] > 0).any():
+                cure = (
+                    "check event= of the task: 1, true or yes is an event; else move patients to it, or drop the task"
+                )
+                raise TableError(f"task {task.name!r}: no row of {split} has the event", hint=cure)
         absent = [name for name, found in zip(task.classes, held, strict=True) if not found]
         # With votes, a class may have learners without a majority.
         if absent and not task.votes:

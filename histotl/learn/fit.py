@@ -111,6 +111,7 @@ def fit(
         outputs=objective.n_outputs(),
         sharing=config.sharing,
         heads=objective.layers(),
+        adversaries=objective.adversaries(),
     )
     objective.to(device)
     first = Network(architecture, config.seed).to(device)

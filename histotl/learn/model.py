@@ -196,6 +196,7 @@ def _build(meta: dict[str, object], tensors: dict[str, torch.Tensor]) -> Model:
     outputs = tuple((str(name), int(n)) for name, n in cast("list[tuple[str, int]]", shapes["outputs"]))
     heads = tuple((str(name), str(spec)) for name, spec in cast("list[tuple[str, str]]", shapes.get("heads", [])))
     dropped = tuple(str(name) for name in cast("list[str]", shapes.get("dropped", [])))
+    shapes.pop("adversaries", None)  # they are dropped before a model is saved
     architecture = Architecture(**shapes | {"outputs": outputs, "heads": heads, "dropped": dropped})  # type: ignore[arg-type]
     members = []
     for i in range(cast("int", meta["members"])):

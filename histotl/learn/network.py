@@ -11,9 +11,11 @@ from zlib import crc32
 import torch
 from torch import nn
 
+from histotl.core.errors import UsageError
 from histotl.core.registry import create
 from histotl.learn.aggregators.base import Aggregated, Aggregator, AggregatorModule, Judge, Outputs, Supervised
 from histotl.learn.heads.base import Layered
+from histotl.learn.reversal import reverse_gradient
 from histotl.learn.sharing.base import Sharing, SharingModule, SharingShape
 
 
@@ -30,6 +32,7 @@ class Architecture:
         sharing: Spec of what tasks share.
         heads: (task name, spec of its head) of the tasks whose head builds its own layer.
         dropped: Tasks that helped to learn and have no layer any more.
+        adversaries: (task name, strength) of tasks whose gradient is reversed before what is shared.
     """
 
     in_dim: int
@@ -40,6 +43,7 @@ class Architecture:
     sharing: str = "hard"
     heads: tuple[tuple[str, str], ...] = ()
     dropped: tuple[str, ...] = ()
+    adversaries: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +95,7 @@ class Network(nn.Module):
                     for name, n in architecture.outputs
                 ]
             )
+        self._adversaries = dict(architecture.adversaries)
         self.answered = tuple(name for name in self.names if name not in architecture.dropped)
         self.register_buffer("mean", torch.zeros(architecture.in_dim))
         self.register_buffer("std", torch.ones(architecture.in_dim))
@@ -114,12 +119,18 @@ class Network(nn.Module):
         """What tasks share, and their linear layers, on bag vectors (B, d) or (B, t, d)."""
         shared = self.sharing((bags - self.bag_mean) / self.bag_std)
         layers = dict(zip(self.names, self.heads, strict=True))
-        return {name: layers[name](shared[:, i]) for i, name in enumerate(self.names) if name in self.answered}
+        own = {name: shared[:, i] for i, name in enumerate(self.names) if name in self.answered}
+        for name, strength in self._adversaries.items():
+            own[name] = reverse_gradient(own[name], strength)
+        return {name: layers[name](x) for name, x in own.items()}
 
     def forward(self, x: torch.Tensor, offsets: torch.Tensor, coords: torch.Tensor | None = None) -> Output:
         """Float32 (N, D) tiles of packed bags into outputs."""
         pooled = self.pool(x, offsets, coords)
         direct = dict(pooled.direct)
+        if direct.keys() & self._adversaries.keys():
+            cure = "use another aggregator, or drop adversary="
+            raise UsageError("an aggregator that answers by itself has no shared vector to turn against", hint=cure)
         answers = direct if direct.keys() >= set(self.answered) else self.answer(pooled.bags) | direct
         return Output(tasks={name: answers[name] for name in self.answered}, pooled=pooled)
 

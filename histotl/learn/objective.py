@@ -63,7 +63,7 @@ class Objective:
         self._training = {task.name: targets[task.name] for task in self.tasks}
         self._risk_sets = {t.name: RiskSet(targets[t.name]) for t in self.tasks if _is_joint(t.head)}
         self.priors = {task.name: self.facts[task.name].prior_loss / task.weight for task in tasks}
-        self._main = {task.name for task in tasks if not task.auxiliary}
+        self._main = {task.name for task in tasks if not task.is_helper}
 
     def to(self, device: torch.device) -> Objective:
         """Move class weights, priors and risk sets."""
@@ -87,6 +87,10 @@ class Objective:
     def layers(self) -> tuple[tuple[str, str], ...]:
         """(task name, spec of its head) of the tasks whose head builds its own layer."""
         return tuple((t.name, t.head_spec) for t in self.tasks if isinstance(self.heads[t.name], Layered))
+
+    def adversaries(self) -> tuple[tuple[str, float], ...]:
+        """(task name, strength) of the tasks that what is shared must not help."""
+        return tuple((task.name, task.adversary) for task in self.tasks if task.adversary)
 
     def tensor(self, targets: Targets) -> torch.Tensor:
         """Targets float32 (B, t), one column or more a task, numbers standardised, NaN where missing.
@@ -112,6 +116,7 @@ class Objective:
             targets: From :meth:`tensor`.
         """
         found: dict[str, torch.Tensor] = {}
+        silent: dict[str, torch.Tensor] = {}
         for task in self.tasks:
             target = targets[:, self._columns[task.name]]
             # What is behind the labels of a row with one joint loss is its number, missing or not.
@@ -121,7 +126,10 @@ class Objective:
                 loss = self._loss(task, outputs[task.name][labelled], target[labelled])
                 if loss is not None:
                     found[task.name] = loss
-        return found
+                elif outputs[task.name].requires_grad:
+                    silent[task.name] = outputs[task.name].sum() * 0
+        # Before any event was seen, a step of censored rows teaches nothing; it must still be a step.
+        return found or silent
 
     def _loss(self, task: Task, outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor | None:
         head, (weight, prior) = self.heads[task.name], self._tensors[task.name]
@@ -138,7 +146,7 @@ class Objective:
     def total(self, losses: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Sum of the losses in units of their constant predictors, by which checkpoints are compared.
 
-        Auxiliary tasks do not count, unless there are no others.
+        Auxiliary tasks and adversaries do not count, unless there are no others.
         """
         main = {name: loss for name, loss in losses.items() if name in self._main}
         return self.joined(main or losses)

@@ -19,6 +19,7 @@ from histotl.core._literals import fit_literal
 from histotl.core.errors import SpecError, TableError, UsageError
 from histotl.core.registry import create, plugin
 from histotl.core.spec import Spec, parse_spec
+from histotl.learn._task_checks import check_classes, check_sources
 from histotl.learn.applies import check_parents, parse_applies
 from histotl.learn.heads.base import Head, Nature
 from histotl.learn.labels import (
@@ -42,9 +43,6 @@ MISSING_WORDS = ("na", "n/a", "#n/a", "nan", "null", "missing", "?", "-")
 
 RESERVED = ("slide_id", "path", "n_tiles", "failure_score", "model_split", "attention")
 """Columns of the predictions that no task may be called; neither may those that begin with ``ood_``."""
-
-TAKEN = (":uncalibrated", ":joint")
-"""Ends of other columns that no class may have."""
 
 Balance = Literal["", "balanced", "effective", "logit_adjust", "none"]
 
@@ -73,6 +71,8 @@ class Task:
         applies_if: Condition on another task's class, such as ``histotype in ('TA', 'TVA')``; elsewhere the label
             counts as missing. Answers are then those for cases to which the task applies.
         auxiliary: The task helps to learn and is dropped afterwards.
+        adversary: Above 0, what tasks share unlearns what this one needs, such as the site: its gradient comes back
+            with the other sign and this strength (1.0 is the gradient itself). It is dropped afterwards, too.
         class_balance: In place of the training's own, for this task.
         options: Arguments of the head.
     """
@@ -88,6 +88,7 @@ class Task:
     event: str = ""
     applies_if: str = ""
     auxiliary: bool = False
+    adversary: float = 0.0
     class_balance: Balance = ""
     options: Mapping[str, object] = field(default_factory=dict)
 
@@ -96,14 +97,17 @@ class Task:
             raise UsageError(f"task name {self.name!r} is not usable", hint="use letters, digits, '_', '.' and '-'")
         if not self.weight > 0:
             raise UsageError(f"task {self.name!r}: weight is {self.weight}", hint="give a weight above 0, or drop it")
+        if not 0 <= self.adversary < float("inf"):
+            cure = "give a strength of 0 or more, such as 1.0"
+            raise UsageError(f"task {self.name!r}: adversary is {self.adversary}", hint=cure)
         classes = tuple(label_text(name) or "" for name in self.classes or self.columns or self.votes)
         object.__setattr__(self, "column", self.column or self.name)
         object.__setattr__(self, "classes", classes)
         object.__setattr__(self, "map", clean_map(self.map))
         # As the head keeps them: lists from JSON or TOML are tuples, whole numbers floats.
         object.__setattr__(self, "options", {key: getattr(self.head, key) for key in self.options})
-        self._check_sources()
-        self._check_classes()
+        check_sources(self)
+        check_classes(self)
         if self.applies_if:
             parse_applies(self.applies_if)
 
@@ -122,46 +126,10 @@ class Task:
         """What the head says about its kind of task."""
         return self.head.nature
 
-    def _check_sources(self) -> None:
-        where, answers = f"task {self.name!r}", self.nature.answers
-        if self.votes and not self.nature.votes:
-            raise UsageError(f"{where}: a {self.kind} task takes no votes", hint="make it binary or multiclass")
-        if self.columns and answers != "labels":
-            raise UsageError(f"{where}: columns= is for tasks of several labels", hint="give one column= or votes=")
-        if answers == "risk" and not self.event:
-            cure = f"write {self.name}: {self.kind}(column='months', event='dead')"
-            raise UsageError(f"{where}: no column says whether the event was seen", hint=cure)
-        if self.event and answers != "risk":
-            raise UsageError(f"{where}: event= is for survival, not {self.kind}", hint="drop event=")
-        for name, given in (("columns", self.columns), ("votes", self.votes)):
-            if given and len(given) != len(self.classes):
-                fact = f"{where}: {len(given)} {name} for {len(self.classes)} classes"
-                raise UsageError(fact, hint=f"give one of {name} a class, in the order of the classes")
-
-    def _check_classes(self) -> None:
-        n, where, nature = len(self.classes), f"task {self.name!r}", self.nature
-        if len(set(self.classes)) < n or "" in self.classes:
-            raise UsageError(f"{where}: classes {self.classes} repeat or are empty", hint="name every class once")
-        own = ("applies", *(("expected",) if nature.ordered else ()))
-        taken = [c for c in self.classes if c.endswith(TAKEN) or c in own]
-        if taken:
-            raise UsageError(f"{where}: class {taken[0]!r} would take another column's name", hint="rename it in map=")
-        a = f"{'an' if self.kind[:1] in 'aeio' else 'a'} {self.kind} task"
-        if nature.most == 0 and n:
-            raise UsageError(f"{where}: {a} has no classes, got {self.classes}", hint="drop classes=")
-        if nature.most is None and not nature.ordered and n == 1:
-            raise UsageError(f"{where}: one class only", hint="name all classes, or none for every value found")
-        if nature.most is not None and not nature.least <= n <= nature.most:
-            cure = "write classes=('negative', 'positive') with your two names" if nature.most == 2 else "name them"
-            raise UsageError(f"{where}: {a} has {nature.least} classes, not {n}", hint=cure)
-        if nature.ordered and n < nature.least:
-            cure = "write classes=('none', 'low', 'high'), lowest first; two grades are a binary task"
-            raise UsageError(f"{where}: {a} has {nature.least} or more classes, not {n}", hint=cure)
-        strangers = sorted({v for v in self.map.values() if v is not None and self.classes} - set(self.classes))
-        if strangers:
-            near = difflib.get_close_matches(strangers[0], self.classes, n=1)
-            cure = f"did you mean {near[0]}?" if near else f"map to one of {', '.join(self.classes)}, or to None"
-            raise UsageError(f"{where}: map gives {strangers[0]!r}, which is no class", hint=cure)
+    @property
+    def is_helper(self) -> bool:
+        """Whether it only takes part in training: an auxiliary task or an adversary."""
+        return self.auxiliary or self.adversary > 0
 
     @property
     def is_classification(self) -> bool:
@@ -270,7 +238,7 @@ class Task:
         return f"{self.name}: {Spec(self.kind, {**args, 'weight': self.weight, **self._set(), **self.options})}"
 
 
-_LATER = ("columns", "votes", "event", "applies_if", "auxiliary", "class_balance")
+_LATER = ("columns", "votes", "event", "applies_if", "auxiliary", "adversary", "class_balance")
 _KNOWN = ("name", "kind", "column", "classes", "map", "weight", *_LATER)
 
 
@@ -384,10 +352,10 @@ def check_names(tasks: Sequence[Task | str], *, reserved: str = "") -> tuple[Tas
     if taken:
         cure = f"write {taken[0]}_task: …(column='{taken[0]}')"
         raise UsageError(f"a task cannot be called {taken[0]!r}: the predictions have such a column", hint=cure)
-    if all(task.auxiliary for task in found):
-        raise UsageError("all tasks are auxiliary: nothing would be predicted", hint="drop auxiliary= of one")
+    if all(task.is_helper for task in found):
+        raise UsageError("all tasks are auxiliary: nothing would be predicted", hint="add one that is predicted")
     # What answers say of a condition takes the parent's answers.
-    kept = {task.name for task in found if task.is_classification and not task.auxiliary}
-    check_parents([task for task in found if not task.auxiliary], kept)
+    kept = {task.name for task in found if task.is_classification and not task.is_helper}
+    check_parents([task for task in found if not task.is_helper], kept)
     check_parents(found, {task.name for task in found if task.is_classification})
     return found

@@ -262,10 +262,10 @@ def _finished(model: Model, train_set: Labelled) -> Model:
 
 def without_auxiliary(model: Model) -> Model:
     """The model without the layers and facts of tasks that only helped to learn."""
-    dropped = tuple(task.name for task in model.tasks if task.auxiliary)
+    dropped = tuple(task.name for task in model.tasks if task.is_helper)
     if not dropped:
         return model
-    architecture = replace(model.architecture, dropped=dropped)
+    architecture = replace(model.architecture, dropped=dropped, adversaries=())
     members = []
     for member in model.members:
         kept = Network(architecture)
@@ -276,7 +276,7 @@ def without_auxiliary(model: Model) -> Model:
         model,
         architecture=architecture,
         members=tuple(members),
-        tasks=tuple(task for task in model.tasks if not task.auxiliary),
+        tasks=tuple(task for task in model.tasks if not task.is_helper),
         facts={name: fact for name, fact in model.facts.items() if name not in dropped},
         temperatures={name: value for name, value in model.temperatures.items() if name not in dropped},
     )

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from histotl.core.errors import UsageError
+from histotl.core.errors import TableError, UsageError
 from histotl.core.provenance import Provenance
 from histotl.core.values import BackboneCard, FeatureIdentity
 from histotl.evaluate.config import EvaluateConfig
@@ -41,6 +41,7 @@ TASKS = (
     "cox: survival(column='months', event='dead', times=(5, 20))",
     "bins: survival(column='months', event='dead', loss='discrete', bins=4)",
     "age: regression(auxiliary=True)",
+    "site: binary(classes=('A', 'B'), adversary=0.5)",
 )
 
 
@@ -66,6 +67,7 @@ def study() -> tuple[pd.DataFrame, np.ndarray]:
             "grade": np.take(["g0", "g1", "g2"], np.digitize(x[:, 6], [-0.6, 0.6])),
             "size": np.round(10 + 3 * x[:, 7] + rng.normal(size=N), 4).astype(str),
             "age": np.round(60 + 10 * x[:, 0], 3).astype(str),
+            "site": np.where(rng.random(N) < 0.5, "A", "B"),
             "months": np.round(np.minimum(time, end), 4).astype(str),
             "dead": (time <= end).astype(int).astype(str),
         }
@@ -94,9 +96,9 @@ def test_answers_of_all_kinds(made: tuple[Path, Path], study: tuple[pd.DataFrame
     frame, x = study
     found = read_predictions(predict(*made, tmp_path / "pred", config=CPU))
     answers, test = found.frame, frame["split"].to_numpy() == "test"
-    assert [task.name for task in found.tasks] == [text.split(":")[0] for text in TASKS[:-1]]
+    assert [task.name for task in found.tasks] == [text.split(":")[0] for text in TASKS[:-2]]
     assert all(set(columns_of(task)) <= set(answers) for task in found.tasks)
-    assert not any(name.startswith("age") for name in answers), "an auxiliary task has answers"
+    assert not any(name.startswith(("age", "site")) for name in answers), "a task that only helps has answers"
     for name in ("coral", "odds", "both", "emd"):
         p = answers[[f"{name}:g{i}" for i in range(3)]].to_numpy()
         np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-6)
@@ -125,7 +127,7 @@ def test_the_model_folder_keeps_what_heads_learnt_and_drops_who_only_helped(made
     tasks = {task.name: task for task in model.tasks}
     assert len(tasks["bins"].options["edges"]) == 4  # type: ignore[arg-type]
     assert len(tasks["cox"].options["baseline"]) == 2  # type: ignore[arg-type]
-    assert meta["architecture"]["dropped"] == ["age"]
+    assert meta["architecture"]["dropped"] == ["age", "site"]
     assert "age" not in model.facts
     at = [name for name, _ in model.architecture.outputs].index("age")
     assert not any(name.startswith(f"heads.{at}.") for name in model.members[0].state_dict())
@@ -165,6 +167,15 @@ def test_evidence_of_all_kinds(made: tuple[Path, Path], study: tuple[pd.DataFram
     for text in ("Each label", "Lower and higher risk", "Predicted against true value", "Coverage of 90 %", "C-index"):
         assert text in page
     assert "| mucin |" in result.metrics_md.read_text()
+
+
+def test_a_split_without_events_is_refused(
+    made: tuple[Path, Path], study: tuple[pd.DataFrame, np.ndarray], quick: TrainConfig, tmp_path: Path
+) -> None:
+    frame = study[0].copy()
+    frame.loc[frame["split"] == "val", "dead"] = "0"
+    with pytest.raises(TableError, match="no row of val has the event"):
+        train(frame, made[1], tmp_path / "m", tasks=["cox: survival(column='months', event='dead')"], config=quick)
 
 
 def test_answers_move_to_another_prior(made: tuple[Path, Path], tmp_path: Path) -> None:

@@ -129,6 +129,10 @@ def test_other_rows_are_a_likelihood_of_their_own() -> None:
     assert loss.item() == pytest.approx(by_hand(scores[:, 0].numpy(), *other["os"].T, "efron") / 2, rel=1e-5)
     nobody = {"os": np.array([[3.0, 0.0], [5.0, 0.0]])}
     assert objective.losses({"os": scores[:2]}, objective.tensor(nobody)) == {}
+    # While it is trained, such a step moves nothing, and is no error.
+    leaf = scores[:2].clone().requires_grad_()
+    loss = objective.losses({"os": leaf}, objective.tensor(nobody))["os"]
+    assert (loss.item(), torch.autograd.grad(loss, leaf)[0].abs().sum().item()) == (0.0, 0.0)
 
 
 def test_discrete_loss_and_survival_by_hand() -> None:
