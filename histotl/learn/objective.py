@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import cast
@@ -79,6 +80,17 @@ class Objective:
         """Forget the scores of another network, before one is trained."""
         for risk_set in self._risk_sets.values():
             risk_set.forget()
+
+    def apart(self) -> Objective:
+        """The same objective with risk sets of its own, for each of several networks that are trained side by side."""
+        other = copy.copy(self)
+        other._risk_sets = {name: risk_set.empty() for name, risk_set in self._risk_sets.items()}
+        return other
+
+    @property
+    def rowwise(self) -> bool:
+        """Whether every loss is a mean over rows, without a memory of earlier steps."""
+        return not self._risk_sets
 
     def n_outputs(self) -> tuple[tuple[str, int], ...]:
         """(task name, outputs of its layer) of every task."""

@@ -8,6 +8,8 @@ of all rows that have a score. When all rows are in one step it is exactly the f
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -25,6 +27,12 @@ class RiskSet:
     def __init__(self, target: npt.NDArray[np.float64]) -> None:
         self._target = torch.tensor(target, dtype=torch.float32)
         self._scores = torch.full((len(target), 1), torch.nan)
+
+    def empty(self) -> RiskSet:
+        """The same rows, without scores."""
+        other = copy.copy(self)
+        other._scores = torch.full_like(self._scores, torch.nan)
+        return other
 
     def to(self, device: torch.device) -> None:
         """Move both."""

@@ -120,6 +120,18 @@ def test_rows_without_a_score_take_no_part_and_a_new_network_begins_without_scor
     assert objective.losses({"os": scores[:20]}, batch[:20])["os"].item() == first.item()
 
 
+def test_networks_side_by_side_have_risk_sets_of_their_own() -> None:
+    objective, targets, _ = survival_objective()
+    batch, scores = objective.tensor(targets), torch.randn(60, 1, generator=torch.Generator().manual_seed(0))
+    alone = objective.losses({"os": scores[:20]}, batch[:20])["os"].item()
+    one, other = objective.apart(), objective.apart()
+    one.losses({"os": scores.clone().requires_grad_()}, batch)
+    assert one.losses({"os": scores[:20]}, batch[:20])["os"].item() != alone
+    assert other.losses({"os": scores[:20]}, batch[:20])["os"].item() == alone
+    assert objective.losses({"os": scores[:20]}, batch[:20])["os"].item() == alone
+    assert not objective.rowwise
+
+
 def test_other_rows_are_a_likelihood_of_their_own() -> None:
     objective, targets, _ = survival_objective()
     objective.losses({"os": torch.randn(60, 1).requires_grad_()}, objective.tensor(targets))
