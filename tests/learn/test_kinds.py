@@ -164,7 +164,14 @@ def test_evidence_of_all_kinds(made: tuple[Path, Path], study: tuple[pd.DataFram
     assert tasks["signs"]["labels"]["mucin"]["n"] == int((test & frame["mucin"].notna()).sum())
     assert tasks["cox"]["n_events"] == int((test & (frame["dead"] == "1")).sum())
     page = result.report_html.read_text()
-    for text in ("Each label", "Lower and higher risk", "Predicted against true value", "Coverage of 90 %", "C-index"):
+    for text in (
+        "Each label",
+        "Lower and higher risk",
+        "Predicted against true value",
+        "Coverage of 90 %",
+        "C-index",
+        "majority counts as the class",
+    ):
         assert text in page
     assert "| mucin |" in result.metrics_md.read_text()
 
