@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 
 from histotl.core.errors import HistotlError, UsageError
 from histotl.core.registry import PLUGIN_FOLDERS, available, canonical, create, plugin
+from histotl.core.spec import Spec
 from histotl.image._tile_view import TileView
 from histotl.image.stain.base import StainTransform
 from histotl.learn._trainer import Data, make_batch, start_stepper
@@ -26,6 +28,7 @@ from histotl.learn.balancing.base import GramianRule, LossRule, Setting
 from histotl.learn.config import TrainConfig
 from histotl.learn.network import Architecture, Network
 from histotl.learn.objective import Objective
+from histotl.learn.heads.base import Decoding, Finishing, Joint, Layered, Learning, TaskFacts, decoded
 from histotl.learn.sharing.base import SharingShape
 from histotl.learn.task import Task
 
@@ -202,26 +205,77 @@ def check_backbone(name: str) -> None:
     assert torch.isfinite(blank).all(), "a blank tile gives NaN"
 
 
-def check_head(name: str) -> None:
+def head_options(name: str) -> list[Any]:
+    """The head with its defaults, and once more with every value of an option that has named ones."""
     head = build("head", name)
-    classes = {"binary": 2, "regression": 0}.get(name, 4)
-    torch.manual_seed(0)
-    outputs = torch.randn(40, head.n_outputs(classes), dtype=torch.float64, requires_grad=True)
-    target = torch.randn(40, dtype=torch.float64) if classes == 0 else torch.arange(40) % classes
-    losses = head.loss(outputs, target, None)
-    assert losses.shape == (40,), "the loss is one number a row"
+    hints = typing.get_type_hints(type(head))
+    named = {f.name: typing.get_args(hints[f.name]) for f in dataclasses.fields(head)}
+    options = [(key, value) for key, values in named.items() for value in values if isinstance(value, str)]
+    return [head, *(create("head", Spec(name, {key: value})) for key, value in options)]
+
+
+def head_targets(head: Any, classes: int, n: int) -> torch.Tensor:
+    """Labels of n rows, every class among them."""
+    answers = head.nature.answers
+    if answers == "classes":
+        return torch.arange(n) % classes
+    if answers == "labels":
+        target = (torch.arange(n)[:, None] >> torch.arange(classes)) % 2 * 1.0
+        target[::3, 0] = torch.nan
+        return target.double()
+    if answers == "number":
+        return torch.linspace(-2, 2, n, dtype=torch.float64)
+    time = 1 + torch.arange(n, dtype=torch.float64) % (n // 2)
+    return torch.stack([time, (torch.arange(n) % 3 > 0).double()], dim=1)
+
+
+def check_head(name: str) -> None:
+    for head in head_options(name):
+        nature = head.nature
+        classes = nature.most if nature.most is not None else max(nature.least, 4)
+        target = head_targets(head, classes, 40)
+        if isinstance(head, Learning):
+            head = head.learn(target.numpy())
+            assert create("head", canonical(head)) == head, "what was learnt must be options"
+        torch.manual_seed(0)
+        outputs = torch.randn(40, head.n_outputs(classes), dtype=torch.float64, requires_grad=True)
+        _check_losses(head, outputs, target)
+        values = head.probabilities(outputs).detach()
+        assert len(values) == 40
+        if nature.answers in ("classes", "labels"):
+            assert values.shape == (40, classes)
+            assert ((values >= 0) & (values <= 1)).all()
+        if nature.answers == "classes":
+            assert torch.allclose(values.sum(1), torch.ones(40, dtype=torch.float64)), "probabilities do not sum to 1"
+            extreme = head.probabilities(outputs.detach() * 1e3)
+            assert torch.allclose(extreme.sum(1), torch.ones(40, dtype=torch.float64))
+        facts = TaskFacts(counts=(40,), mean=5.0, std=2.0)
+        if isinstance(head, Finishing):
+            head = head.finish(values.numpy(), target.numpy())
+            assert create("head", canonical(head)) == head, "what was seen must be options"
+        answers = decoded(head, values.numpy(), facts)
+        assert np.isfinite(answers).all()
+        if isinstance(head, Decoding):
+            assert answers.shape == (40, 1 + len(head.extras)), "one column a name"
+        if isinstance(head, Layered):
+            layer = head.layer(7, outputs.shape[1]).double()
+            assert layer(torch.randn(5, 7, dtype=torch.float64)).shape == (5, outputs.shape[1])
+
+
+def _check_losses(head: Any, outputs: torch.Tensor, target: torch.Tensor) -> None:
+    losses = head.row_losses(outputs, target, None)
+    assert losses.shape == (target.shape if head.nature.answers == "labels" else (40,)), "the loss is one number a row"
     assert torch.isfinite(losses).all()
     losses.sum().backward()
     assert torch.isfinite(outputs.grad).all()
-    alone = torch.cat([head.loss(outputs[i : i + 1], target[i : i + 1], None) for i in range(40)])
-    assert torch.allclose(alone, losses, rtol=1e-12, atol=1e-12), "a row's loss depends on other rows"
-    extreme = head.loss(outputs.detach() * 1e3, target, None)
+    if not (isinstance(head, Joint) and head.joint):
+        alone = torch.cat([head.row_losses(outputs[i : i + 1], target[i : i + 1], None) for i in range(40)])
+        assert torch.allclose(alone, losses, rtol=1e-12, atol=1e-12), "a row's loss depends on other rows"
+    large = (outputs.detach() * 1e3).requires_grad_()
+    extreme = head.row_losses(large, target, None)
     assert torch.isfinite(extreme).all(), "large outputs overflow"
-    values = head.probabilities(outputs)
-    assert values.shape == (40, max(classes, 1))
-    if classes:
-        assert (values >= 0).all()
-        assert torch.allclose(values.sum(1), torch.ones(40, dtype=torch.float64)), "probabilities do not sum to 1"
+    extreme.sum().backward()
+    assert torch.isfinite(large.grad).all(), "the gradient of large outputs overflows"
 
 
 TASKS = (("type", 3), ("dysplasia", 1))

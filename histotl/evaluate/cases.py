@@ -11,10 +11,11 @@ import pandas as pd
 from histotl.core.errors import LeakageError, TableError
 from histotl.evaluate.config import EvaluateConfig
 from histotl.evaluate.metrics import Floats
+from histotl.learn.applies import masked
+from histotl.learn.labels import as_text
 from histotl.learn.predictions import Predictions
 from histotl.learn.reading import column, with_ids
-from histotl.learn.table import SPLITS, build_cases, refuse_leakage
-from histotl.learn.task import as_text
+from histotl.learn.table import SPLITS, build_cases, read_columns, refuse_leakage
 
 MODEL_SPLIT = "model_split"
 """Column of the predictions with the split in which training used the row."""
@@ -28,7 +29,7 @@ class Cases:
 
     Args:
         frame: Indexed by the case's name.
-        targets: Task name -> float64 (m,), NaN where missing.
+        targets: Task name -> float64 (m,) or (m, c), NaN where missing.
     """
 
     frame: pd.DataFrame
@@ -44,11 +45,12 @@ def build(predictions: Predictions, table: pd.DataFrame, config: EvaluateConfig)
     """
     table = _with_split(table, predictions, config)
     key, bag = predictions.id_column, predictions.meta.get("bag")
-    texts = {task.name: column(table, task.column, flag=f"column= of task {task.name}") for task in predictions.tasks}
+    read = {task.name: read_columns(table, task) for task in predictions.tasks}
     if not bag:
         frame = table.set_index(key, drop=False)
         refuse_twice(frame.index, "the table")
-        return Cases(frame=frame, targets={task.name: task.targets(texts[task.name]) for task in predictions.tasks})
+        targets = {task.name: task.targets(*read[task.name]) for task in predictions.tasks}
+        return Cases(frame=frame, targets=masked(predictions.tasks, targets))
     for name in (config.split_column, config.patient):
         if name != key and name in table.columns and table[[key, name]].drop_duplicates()[key].duplicated().any():
             raise LeakageError(f"bags of {key!r} hold rows of several values of {name!r}", hint="use finer bags")

@@ -155,6 +155,19 @@ def _task(result: TaskResult) -> dict[str, object]:
         "majority_baseline": {name: _number(value) for name, value in result.majority.items()},
         "notes": list(result.notes),
     }
+    if result.labels:
+        rows = {
+            label.name: {
+                "n": label.rows,
+                "n_positive": label.positive,
+                "auroc": label.auroc.to_dict(),
+                "average_precision": label.average_precision.to_dict(),
+            }
+            for label in result.labels
+        }
+        return entry | {"labels": rows}
+    if answers.event is not None:
+        return entry | {"n_events": int(answers.event.sum())}
     if result.confusion is None:
         return entry
     return entry | {

@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from histotl.evaluate.gate import Gate, Selective
 from histotl.evaluate.intervals import Estimate
 from histotl.evaluate.results import ReliabilityBin, TaskResult
+from histotl.learn.concordance import kaplan_meier
 
 BLUE, ORANGE, GREEN, PURPLE, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#AA3377", "#8A94A0", "#1F2933"
 """Okabe and Ito (2008), with greys of the page."""
@@ -116,6 +117,27 @@ def scatter_figure(result: TaskResult) -> str:
         axes.set_ylim(ends[0] - pad, ends[1] + pad)
         axes.set_xlabel("truth")
         axes.set_ylabel("predicted")
+    return svg.text
+
+
+def survival_figure(result: TaskResult) -> str:
+    """Share without the event over time (Kaplan-Meier) of the halves of lower and higher risk."""
+    answers = result.answers
+    if answers.event is None:
+        return ""
+    high = answers.predicted > np.median(answers.predicted)
+    with drawing((4.6, 3.2), f"survival-{answers.name}") as (figure, svg):
+        axes = figure.add_subplot()
+        for rows, color, name in ((~high, BLUE, "lower risk"), (high, ORANGE, "higher risk")):
+            if rows.any():
+                at, share = kaplan_meier(answers.truth[rows], answers.event[rows])
+                steps = np.concatenate([[0.0], at]), np.concatenate([[1.0], share])
+                axes.step(*steps, where="post", color=color, label=f"{name} ({int(rows.sum())})")
+        axes.set_ylim(0, 1.02)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("time")
+        axes.set_ylabel("without the event")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
     return svg.text
 
 

@@ -154,10 +154,10 @@ def judge_failure(answers: Answers, failure: Floats, *, resamples: int, seed: in
         seed: Of the bootstrap.
 
     Returns:
-        None for regression, or when no row has a score.
+        None without classes, or when no row has a score.
     """
     scored = np.isfinite(failure)
-    if answers.probability is None or not scored.any():
+    if answers.answers != "classes" or not scored.any():
         return None
     wrong = (answers.predicted != answers.truth)[scored]
     score = failure[scored]

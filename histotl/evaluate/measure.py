@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from histotl.evaluate import calibration, metrics, ranking
+from histotl.evaluate._others import label_metrics, label_results, risk_metrics
 from histotl.evaluate.intervals import Estimate, Resamples, estimate
 from histotl.evaluate.metrics import Floats, Ints
 from histotl.evaluate.results import FEW, FEW_UNITS, Answers, ClassRecall, ReliabilityBin, TaskResult
@@ -32,6 +33,8 @@ def measure(answers: Answers, baseline: Answers, *, resamples: int, seed: int, u
         majority={name: float(values[0]) for name, values in _values(baseline, alone).items()},
         notes=_notes(answers, draws.n_units, unit_name),
     )
+    if answers.answers == "labels":
+        return dataclasses.replace(result, labels=label_results(answers, draws))
     if answers.probability is None:
         return result
     before = None if answers.uncalibrated is None else _calibration(answers, answers.uncalibrated, draws)
@@ -48,6 +51,10 @@ def measure(answers: Answers, baseline: Answers, *, resamples: int, seed: int, u
 
 def _values(answers: Answers, draws: Resamples) -> dict[str, Floats]:
     """Name -> value on every draw (1 + b,), in the order in which they are shown."""
+    if answers.answers == "labels":
+        return label_metrics(answers, draws)
+    if answers.event is not None:
+        return risk_metrics(answers, draws)
     if answers.probability is None:
         return _value_metrics(answers, draws)
     return _class_metrics(answers, answers.probability, draws)
@@ -55,22 +62,26 @@ def _values(answers: Answers, draws: Resamples) -> dict[str, Floats]:
 
 def _value_metrics(answers: Answers, draws: Resamples) -> dict[str, Floats]:
     truth, predicted = answers.truth, answers.predicted
-    return {
+    values: dict[str, Floats] = {
         "mae": draws.mean(metrics.absolute_errors(truth, predicted)),
         "r2": draws.rows(lambda w: metrics.r2(truth, predicted, w)),
         "spearman": draws.rows(lambda w: ranking.spearman(truth, predicted, w)),
     }
+    if answers.interval is not None:
+        low, high = answers.interval.T
+        values["coverage_90"] = draws.mean(((low <= truth) & (truth <= high)).astype(np.float64))
+        values["width_90"] = draws.mean(high - low)
+    return values
 
 
 def _class_metrics(answers: Answers, probability: Floats, draws: Resamples) -> dict[str, Floats]:
     truth, predicted = _indices(answers)
     confusion = draws.confusion(truth, predicted, len(answers.classes))
     values: dict[str, Floats] = {}
-    if answers.kind == "ordinal":
+    if answers.expected is not None:
         values["quadratic_kappa"] = metrics.quadratic_kappa(confusion)
         values["grade_mae"] = metrics.grade_error(confusion)
-        if answers.expected is not None:
-            values["expected_grade_mae"] = draws.mean(metrics.absolute_errors(answers.truth, answers.expected))
+        values["expected_grade_mae"] = draws.mean(metrics.absolute_errors(answers.truth, answers.expected))
     values["balanced_accuracy"] = metrics.balanced_accuracy(confusion)
     if len(answers.classes) == 2:
         score = probability[:, 1]
@@ -83,6 +94,9 @@ def _class_metrics(answers: Answers, probability: Floats, draws: Resamples) -> d
     values["ece"] = _ece(answers, probability, draws)
     values["brier"] = draws.mean(metrics.brier_rows(truth, probability))
     values["nll"] = draws.mean(metrics.nll_rows(truth, probability))
+    if answers.shares is not None:
+        values["soft_brier"] = draws.mean(metrics.soft_brier_rows(answers.shares, probability))
+        values["soft_nll"] = draws.mean(metrics.soft_nll_rows(answers.shares, probability))
     return values
 
 
@@ -141,8 +155,10 @@ def _notes(answers: Answers, units: int, unit_name: str) -> tuple[str, ...]:
         notes.append(f"one single {unit_name}: no interval can be given")
     elif units < FEW:
         notes.append(f"only {units} {unit_name}s: the intervals are rough and likely too narrow")
+    if answers.event is not None and answers.event.sum() < FEW:
+        notes.append(f"only {int(answers.event.sum())} events: read the intervals with care")
     for c, name in enumerate(answers.classes):
-        held = answers.unit[answers.truth == c]
+        held = answers.unit[answers.truth[:, c] == 1 if answers.answers == "labels" else answers.truth == c]
         owners = len(np.unique(held))
         if not len(held):
             notes.append(f"no row of class {name!r}: it is left out of the means over classes")

@@ -10,12 +10,13 @@ from histotl.evaluate.results import FEW, FEW_UNITS
 
 
 def methods_text(evidence: Evidence) -> tuple[str, ...]:
-    """Paragraphs: features, evaluation set, intervals, metrics."""
+    """Paragraphs: features, evaluation set, intervals, metrics, gate."""
     paragraphs = (
         _features(evidence.source),
         _rows(evidence),
         _intervals(evidence),
         _metrics(evidence),
+        _other_metrics(evidence),
         _gate(evidence),
     )
     return tuple(paragraph for paragraph in paragraphs if paragraph)
@@ -70,8 +71,8 @@ def _rows(evidence: Evidence) -> str:
         sentence += f" {evidence.outside} predictions that the table does not name are in no metric."
     where = "training rows" if evidence.baseline == "train" else "evaluated rows"
     return (
-        f"{sentence} The majority column answers every row with the most frequent class (or the mean value) and the "
-        f"class shares of the {where}."
+        f"{sentence} The majority column answers every row with the most frequent class (or the mean value, or one "
+        f"same risk) and the class shares of the {where}."
     )
 
 
@@ -99,6 +100,30 @@ def _metrics(evidence: Evidence) -> str:
         "for two classes and from 0 to 2 (summed over classes) for more. In a two-class task the second class counts "
         "as positive."
     )
+
+
+def _other_metrics(evidence: Evidence) -> str:
+    answers = [result.answers for result in evidence.tasks]
+    sentences = []
+    if any(entry.shares is not None for entry in answers):
+        sentences.append(
+            "Where labels are votes, their majority counts as the class; Brier score and NLL are given against it and "
+            "against the shares of the votes."
+        )
+    if any(entry.answers == "labels" for entry in answers):
+        sentences.append(
+            "Each of several labels is measured on the rows that say something about it; means over labels leave out "
+            "those without positives or without negatives."
+        )
+    if any(entry.interval is not None for entry in answers):
+        sentences.append("Coverage is the share of true values inside the stated 90 % interval.")
+    if any(entry.event is not None for entry in answers):
+        sentences.append(
+            "The C-index is the share of pairs of rows of known order that the risk puts in that order, ties counting "
+            "half (Harrell); Uno's weighs each pair by the inverse square of the Kaplan-Meier chance to be still under "
+            "observation, which is estimated once on the real set."
+        )
+    return " ".join(sentences)
 
 
 def _gate(evidence: Evidence) -> str:

@@ -125,6 +125,16 @@ def nll_rows(truth: Ints, probability: Floats) -> Floats:
     return -np.log(kept)
 
 
+def soft_brier_rows(shares: Floats, probability: Floats) -> Floats:
+    """Squared distance of the probabilities from the shares of votes, summed over classes (n,); 0 to 2."""
+    return np.asarray(((probability - shares) ** 2).sum(axis=1))
+
+
+def soft_nll_rows(shares: Floats, probability: Floats) -> Floats:
+    """Cross-entropy of the shares of votes in nats (n,); least where the probabilities are the shares."""
+    return np.asarray(-(shares * np.log(np.maximum(probability, np.finfo(np.float64).eps))).sum(axis=1))
+
+
 def r2(truth: Floats, predicted: Floats, weights: Floats | None = None) -> Floats:
     """Coefficient of determination: 1 - squared error / squared deviation from the set's own mean.
 

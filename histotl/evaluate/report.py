@@ -23,10 +23,19 @@ from histotl.evaluate.quality import quality_rows
 from histotl.evaluate.results import MEANINGS, TaskResult
 from histotl.evaluate.slides import SlideCard
 
-LEAD: Final = {"binary": "auroc", "ordinal": "quadratic_kappa", "regression": "mae"}
-"""Metric shown large at the top, by kind; balanced accuracy for the others."""
+LEADS: Final = ("c_index", "auroc_labels", "quadratic_kappa", "auroc", "mae")
+"""Metric shown large at the top: the first of these that a task has; else balanced accuracy."""
 
-_BOUNDED: Final = frozenset(MEANINGS) - {"mae", "nll", "grade_mae", "expected_grade_mae"}
+_BOUNDED: Final = frozenset(MEANINGS) - {
+    "mae",
+    "nll",
+    "grade_mae",
+    "expected_grade_mae",
+    "soft_brier",
+    "soft_nll",
+    "nll_labels",
+    "width_90",
+}
 """Metrics that are drawn on a scale from 0 to 1."""
 
 
@@ -56,6 +65,7 @@ def render_html(evidence: Evidence, cards: tuple[SlideCard, ...], no_pictures: s
             confusion=_svg(figures.confusion_figure),
             reliability=_svg(figures.reliability_figure),
             scatter=_svg(figures.scatter_figure),
+            survival=_svg(figures.survival_figure),
             gate_figure=Markup(figures.gate_figure(evidence.gate) if evidence.gate else ""),  # noqa: S704 - made by matplotlib
             risk_figure=Markup(figures.risk_coverage_figure(evidence.selective)),  # noqa: S704 - made by matplotlib
             quality=quality_rows(evidence.quality),
@@ -114,7 +124,7 @@ def render_markdown(evidence: Evidence) -> str:
 
 def lead_metric(result: TaskResult) -> str:
     """Name of the metric that stands for the task at the top of the page."""
-    return LEAD.get(result.answers.kind, "balanced_accuracy")
+    return next((name for name in LEADS if name in result.metrics), "balanced_accuracy")
 
 
 def number(value: float | None, factor: float = 1.0) -> str:
@@ -162,6 +172,11 @@ def _task_lines(result: TaskResult, unit: str) -> list[str]:
     if result.recalls:
         recall = [(r.name, r.rows, r.units, number(r.recall.value), interval(r.recall)) for r in result.recalls]
         lines += ["", *_table(("class", "rows", plural(unit, 2), "recall", "95 % interval"), recall)]
+    if result.labels:
+        told = [
+            (row.name, row.rows, row.positive, _text(row.auroc), _text(row.average_precision)) for row in result.labels
+        ]
+        lines += ["", *_table(("label", "rows", "positive", "AUROC", "average precision"), told)]
     return lines
 
 

@@ -66,6 +66,29 @@ MEANINGS: Mapping[str, Meaning] = MappingProxyType(
             label="Brier score", better="lower", text="0 to 1 for two classes, 0 to 2 (summed over classes) for more"
         ),
         "nll": Meaning(label="NLL", better="lower", text="negative log likelihood, nats"),
+        "soft_brier": Meaning(
+            label="Brier score, votes", better="lower", text="against the shares of the votes, summed over classes"
+        ),
+        "soft_nll": Meaning(label="NLL, votes", better="lower", text="cross-entropy against the shares of the votes"),
+        "auroc_labels": Meaning(
+            label="AUROC, mean of labels", better="higher", text="of rows with a label against rows without it"
+        ),
+        "map_labels": Meaning(
+            label="mAP", better="higher", text="mean over labels of average precision; chance is the mean share"
+        ),
+        "f1_labels": Meaning(label="F1, mean of labels", better="higher", text="labels of probability 0.5 or more"),
+        "brier_labels": Meaning(label="Brier score", better="lower", text="mean over known entries, 0 to 1"),
+        "nll_labels": Meaning(label="NLL", better="lower", text="mean over known entries, nats"),
+        "coverage_90": Meaning(
+            label="Coverage of 90 %", better="higher", text="share of values in the stated 90 % interval; 0.9 is right"
+        ),
+        "width_90": Meaning(label="Width of 90 %", better="lower", text="mean width of that interval"),
+        "c_index": Meaning(
+            label="C-index", better="higher", text="Harrell's: pairs of known order that the risk orders; chance is 0.5"
+        ),
+        "c_index_uno": Meaning(
+            label="C-index, Uno", better="higher", text="the same, weighted against early ends of observation"
+        ),
     }
 )
 
@@ -76,19 +99,24 @@ class Answers:
 
     Args:
         name: Of the task.
-        kind: ``binary``, ``multiclass``, ``ordinal`` or ``regression``.
-        classes: Class names in order; empty for regression.
+        kind: Of the task, for people.
+        answers: ``classes``, ``labels``, ``number`` or ``risk``, as the task's head says.
+        classes: Names of classes or labels in order; empty for others.
         names: Slide id or patch path of each row.
-        truth: Class index or value (n,).
-        predicted: Predicted class index or value (n,).
-        probability: (n, k) for classes, None for regression.
+        truth: Class index, value or time (n,); of labels 1, 0 or NaN (n, k).
+        predicted: Predicted class index, value or risk (n,); of labels 1 or 0 (n, k).
+        probability: (n, k) for classes and labels, else None.
         uncalibrated: Probabilities before temperature scaling (n, k), when they are known.
         expected: Expected grade of an ordinal task (n,), when it is known.
         unit: Index of each row's patient (n,).
+        shares: Shares of the votes (n, k), of a task with votes; its truth is their majority.
+        interval: Ends (n, 2) of the predicted 90 % interval of a value, when there is one.
+        event: Whether the event was seen (n,), of a risk.
     """
 
     name: str
     kind: str
+    answers: str
     classes: tuple[str, ...]
     names: tuple[str, ...]
     truth: Floats
@@ -97,15 +125,22 @@ class Answers:
     unit: Ints
     uncalibrated: Floats | None = None
     expected: Floats | None = None
+    shares: Floats | None = None
+    interval: Floats | None = None
+    event: npt.NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.truth)
 
     @property
     def wrongness(self) -> Floats:
-        """1 - probability of the true class, or the absolute error (n,)."""
+        """1 - probability of the true class, mean of these over labels, or the absolute error (n,); 0 for a risk."""
+        if self.event is not None:
+            return np.zeros(len(self))
         if self.probability is None:
             return metrics.absolute_errors(self.truth, self.predicted)
+        if self.answers == "labels":
+            return np.asarray(np.nanmean(np.abs(self.truth - self.probability), axis=1))
         return 1 - self.probability[np.arange(len(self)), self.truth.astype(np.int64)]
 
 
@@ -117,6 +152,17 @@ class ClassRecall:
     rows: int
     units: int
     recall: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelResult:
+    """How one of several labels is told: rows that say something about it, and how many have it."""
+
+    name: str
+    rows: int
+    positive: int
+    auroc: Estimate
+    average_precision: Estimate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +184,8 @@ class TaskResult:
         metrics: Name in :data:`MEANINGS` -> estimate.
         majority: The same metrics of the majority baseline, without intervals.
         recalls: One a class.
-        confusion: Counts (k, k), rows are the truth; None for regression.
+        labels: One a label.
+        confusion: Counts (k, k), rows are the truth; None without classes.
         reliability: Bins as the model states its probabilities.
         reliability_before: Bins before temperature scaling, when known.
         ece_before: ECE before temperature scaling, when known.
@@ -150,6 +197,7 @@ class TaskResult:
     metrics: Mapping[str, Estimate]
     majority: Mapping[str, float]
     recalls: tuple[ClassRecall, ...] = ()
+    labels: tuple[LabelResult, ...] = ()
     confusion: npt.NDArray[np.int64] | None = None
     reliability: tuple[ReliabilityBin, ...] = ()
     reliability_before: tuple[ReliabilityBin, ...] = ()

@@ -14,15 +14,15 @@ from histotl.evaluate.cases import build, refuse_shared_patients, refuse_trained
 from histotl.evaluate.config import EvaluateConfig
 from histotl.evaluate.metrics import Floats
 from histotl.evaluate.results import Answers
-from histotl.learn.predictions import Predictions, probability_column
-from histotl.learn.task import Task, as_text
+from histotl.learn.columns import LABEL_FROM, UNCALIBRATED, columns_of, expected_column, probability_column
+from histotl.learn.heads.base import Spread
+from histotl.learn.labels import as_text, hard, known_rows
+from histotl.learn.predictions import Predictions
+from histotl.learn.task import Task
 
 OUTSIDE = "(not in the table)"
 OOD_SPLIT = "ood"
 TRAIN_SPLIT = "train"
-UNCALIBRATED = ":uncalibrated"
-"""End of the optional columns with the probabilities before temperature scaling."""
-
 _TRUE = ("1", "true", "yes", "y", "ood")
 
 
@@ -33,7 +33,7 @@ class Joined:
     Args:
         predicted: Predictions of the evaluated rows (n rows).
         names: Their identifiers.
-        targets: Task name -> label of each (n,), NaN where missing.
+        targets: Task name -> label of each (n,) or (n, c), NaN where missing.
         unit_names: Patient of each, or the row's own identifier when the table has no patient column.
         by_patient: Whether ``unit_names`` are patients.
         train_targets: Task name -> labels of the training rows, for the baseline.
@@ -97,51 +97,81 @@ def answers_of(task: Task, joined: Joined) -> Answers | None:
     Raises:
         TableError: A prediction is no class, or no finite number.
     """
-    truth = joined.targets[task.name]
-    kept = np.flatnonzero(~np.isnan(truth))
+    target = joined.targets[task.name]
+    kept = np.flatnonzero(known_rows(target))
     if not len(kept):
         return None
     frame, names = joined.predicted.iloc[kept], [joined.names[i] for i in kept]
     units = [joined.unit_names[i] for i in kept]
-    unit = pd.factorize(np.asarray(units, dtype=object))[0].astype(np.int64)
-    value = _class_index(frame[task.name], task) if task.is_classification else _numbers(frame, [task.name], task)[:, 0]
+    nothing = np.zeros(len(kept))
     answers = Answers(
         name=task.name,
         kind=task.kind,
+        answers=task.nature.answers,
         classes=task.classes,
         names=tuple(names),
-        truth=truth[kept],
-        predicted=value,
+        truth=nothing,
+        predicted=nothing,
         probability=None,
-        unit=unit,
+        unit=pd.factorize(np.asarray(units, dtype=object))[0].astype(np.int64),
     )
-    if not task.is_classification:
-        return answers
+    fill = {"classes": _classes, "labels": _labels, "number": _values, "risk": _risk}[task.nature.answers]
+    return fill(answers, task, target[kept], frame)
+
+
+def _classes(answers: Answers, task: Task, target: Floats, frame: pd.DataFrame) -> Answers:
     before = [f"{probability_column(task, name)}{UNCALIBRATED}" for name in task.classes]
     return dataclasses.replace(
         answers,
+        truth=hard(target),
+        predicted=_class_index(frame[task.name], task),
+        shares=target if task.votes else None,
         probability=_numbers(frame, [probability_column(task, name) for name in task.classes], task),
         uncalibrated=_numbers(frame, before, task) if set(before) <= set(frame.columns) else None,
-        expected=_numbers(frame, [f"{task.name}:expected"], task)[:, 0] if task.kind == "ordinal" else None,
+        expected=_numbers(frame, [expected_column(task)], task)[:, 0] if task.nature.ordered else None,
     )
 
 
+def _labels(answers: Answers, task: Task, target: Floats, frame: pd.DataFrame) -> Answers:
+    p = _numbers(frame, [probability_column(task, name) for name in task.classes], task)
+    return dataclasses.replace(answers, truth=target, predicted=(p >= LABEL_FROM).astype(np.float64), probability=p)
+
+
+def _values(answers: Answers, task: Task, target: Floats, frame: pd.DataFrame) -> Answers:
+    values = _numbers(frame, columns_of(task), task)
+    interval = task.head.central(values) if isinstance(task.head, Spread) else None
+    return dataclasses.replace(answers, truth=target, predicted=values[:, 0], interval=interval)
+
+
+def _risk(answers: Answers, task: Task, target: Floats, frame: pd.DataFrame) -> Answers:
+    risk = _numbers(frame, [task.name], task)[:, 0]
+    return dataclasses.replace(answers, truth=target[:, 0], event=target[:, 1] > 0, predicted=risk)
+
+
 def majority_of(task: Task, answers: Answers, joined: Joined, config: EvaluateConfig) -> tuple[Answers, str]:
-    """The same rows answered without looking: most frequent class and class shares, or the mean value.
+    """The same rows answered without looking: most frequent class and class shares, mean value, or one same risk.
 
     Returns:
         The answers, and where the frequencies are from: ``train`` or the evaluated split itself when the table has no
         labelled training rows.
     """
-    labels = joined.train_targets[task.name]
-    seen, source = labels[~np.isnan(labels)], TRAIN_SPLIT
+    target = joined.train_targets[task.name]
+    seen, source = target[known_rows(target)], TRAIN_SPLIT
     if not len(seen):
-        seen, source = answers.truth, config.split
+        target = joined.targets[task.name]
+        seen, source = target[known_rows(target)], config.split
     n, k = len(answers), task.n_classes
-    blind = dataclasses.replace(answers, probability=None, expected=None, uncalibrated=None)
-    if answers.probability is None:
-        return dataclasses.replace(blind, predicted=np.full(n, seen.mean())), source
-    shares = np.bincount(seen.astype(np.int64), minlength=k) / len(seen)
+    blind = dataclasses.replace(answers, probability=None, expected=None, uncalibrated=None, interval=None)
+    if answers.answers == "risk":
+        return dataclasses.replace(blind, predicted=np.zeros(n)), source
+    if answers.answers == "number":
+        ends = None if answers.interval is None else np.tile(np.quantile(seen, [0.05, 0.95]), (n, 1))
+        return dataclasses.replace(blind, predicted=np.full(n, seen.mean()), interval=ends), source
+    if answers.answers == "labels":
+        known = (~np.isnan(seen)).sum(axis=0)
+        p = np.tile(np.nansum(seen, axis=0) / np.maximum(known, 1), (n, 1))
+        return dataclasses.replace(blind, predicted=(p >= LABEL_FROM).astype(np.float64), probability=p), source
+    shares = seen.mean(axis=0) if seen.ndim == 2 else np.bincount(seen.astype(np.int64), minlength=k) / len(seen)
     grade = np.full(n, shares @ np.arange(k)) if answers.expected is not None else None
     predicted, probability = np.full(n, float(shares.argmax())), np.tile(shares, (n, 1))
     return dataclasses.replace(blind, predicted=predicted, probability=probability, expected=grade), source

@@ -21,7 +21,9 @@ from histotl.evaluate.evidence import Evidence
 from histotl.evaluate.metrics import Floats
 from histotl.evaluate.results import Answers
 from histotl.evaluate.source import Features
-from histotl.learn.predictions import Predictions, probability_column
+from histotl.learn.columns import probability_column
+from histotl.learn.labels import NO_LABEL, SEPARATOR
+from histotl.learn.predictions import Predictions
 from histotl.store.coords import CoordsFile, read_coords
 from histotl.store.layout import geojson_path, thumbnail_path
 from histotl.store.tile_scores import read_tile_scores
@@ -132,8 +134,8 @@ def _card_task(
     answers = next((r.answers for r in evidence.tasks if r.answers.name == task_name), None)
     at = _place(answers, name)
     if not task.is_classification:
-        truth = "" if answers is None or at is None else f"{answers.truth[at]:.4g}"
-        value = f"{float(str(row[task.name])):.4g}"
+        truth = "" if answers is None or at is None else _truth(answers, at)
+        value = str(row[task.name]) if task.classes else f"{float(str(row[task.name])):.4g}"
         return CardTask(task=task.name, truth=truth, predicted=value, stated=np.nan, of_truth=np.nan, right=None)
     predicted = str(row[task.name])
     stated = float(str(row[probability_column(task, predicted)]))
@@ -144,6 +146,15 @@ def _card_task(
     return CardTask(
         task=task.name, truth=truth, predicted=predicted, stated=stated, of_truth=of_truth, right=truth == predicted
     )
+
+
+def _truth(answers: Answers, at: int) -> str:
+    """The label of a row of a task without classes; a time without the event has a +, an unknown label a ?."""
+    if answers.answers == "labels":
+        marks = zip(answers.classes, answers.truth[at], strict=True)
+        return SEPARATOR.join(f"{name}{'?' if np.isnan(y) else ''}" for name, y in marks if y != 0) or NO_LABEL
+    seen = answers.event is None or bool(answers.event[at])
+    return f"{answers.truth[at]:.4g}{'' if seen else '+'}"
 
 
 def _place(answers: Answers | None, name: str) -> int | None:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.optimize import minimize_scalar
 
-from histotl.core.registry import create
-from histotl.learn.heads.base import Head
 from histotl.learn.task import Task
 
 T_MIN, T_MAX = 0.05, 20.0
@@ -35,9 +32,8 @@ def averaged(task: Task, outputs: Sequence[torch.Tensor], temperature: float = 1
     Returns:
         float64 (n, k), rows summing to 1; (n, 1) standardised values for regression.
     """
-    head = cast("Head", create("head", task.kind))
     scale = temperature if task.is_classification else 1.0
-    members = [head.probabilities(output.double() / scale) for output in outputs]
+    members = [task.head.probabilities(output.double() / scale) for output in outputs]
     return np.asarray(torch.stack(members).mean(dim=0).cpu().numpy(), dtype=np.float64)
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 from histotl.core.errors import TableError
 from histotl.learn.bags import Bags, BagStore
 from histotl.learn.config import TrainConfig
+from histotl.learn.labels import hard, known_rows
 from histotl.learn.reading import read_table, with_ids
 from histotl.learn.split import split_patients
 from histotl.learn.table import SPLITS, Cases, build_cases
@@ -100,19 +101,24 @@ def join(cases: Cases, store: BagStore, *, allow_missing: bool) -> Cohort:
 
 
 def label_counts(cases: Cases) -> dict[str, dict[str, dict[str, int]]]:
-    """Task -> split -> class (or ``labelled``) -> cases; with ``missing`` for cases without a label."""
+    """Task -> split -> class, label (or ``labelled``, ``events``) -> cases; with ``missing`` for those without any."""
     counts: dict[str, dict[str, dict[str, int]]] = {}
     for task in cases.tasks:
         counts[task.name] = {}
         for split in SPLITS:
             target = cases.targets[task.name][cases.in_split(split)]
-            known = target[~np.isnan(target)]
-            if task.is_classification:
-                row = {name: int((known == i).sum()) for i, name in enumerate(task.classes)}
-            else:
-                row = {"labelled": len(known)}
-            counts[task.name][split] = row | {"missing": int(np.isnan(target).sum())}
+            known = target[known_rows(target)]
+            counts[task.name][split] = _counts(task, known) | {"missing": len(target) - len(known)}
     return counts
+
+
+def _counts(task: Task, known: npt.NDArray[np.float64]) -> dict[str, int]:
+    if task.is_classification:
+        index = hard(known)
+        return {name: int((index == i).sum()) for i, name in enumerate(task.classes)}
+    if task.nature.answers == "labels":
+        return {name: int((known[:, i] == 1).sum()) for i, name in enumerate(task.classes)} | {"labelled": len(known)}
+    return {"labelled": len(known)} | ({"events": int((known[:, 1] > 0).sum())} if task.event else {})
 
 
 def _with_splits(cases: Cases, config: TrainConfig) -> tuple[Cases, str]:
@@ -149,12 +155,22 @@ def _check_labels(cases: Cases) -> None:
     train = cases.in_split("train")
     for task in cases.tasks:
         target = cases.targets[task.name][train]
-        known = target[~np.isnan(target)]
+        known = target[known_rows(target)]
         if not len(known):
             cure = "check the task's column and map, or drop the task"
             raise TableError(f"task {task.name!r} has no labelled row in train", hint=cure)
-        absent = [name for i, name in enumerate(task.classes) if not (known == i).any()]
-        if absent:
+        labels = task.nature.answers == "labels"
+        held = [(known[:, i] == 1 if labels else hard(known) == i).any() for i in range(task.n_classes)]
+        for split in ("train", "val") if task.event else ():
+            ends = cases.targets[task.name][cases.in_split(split)]
+            if not (ends[:, 1] > 0).any():
+                cure = (
+                    "check event= of the task: 1, true or yes is an event; else move patients to it, or drop the task"
+                )
+                raise TableError(f"task {task.name!r}: no row of {split} has the event", hint=cure)
+        absent = [name for name, found in zip(task.classes, held, strict=True) if not found]
+        # With votes, a class may have learners without a majority.
+        if absent and not task.votes:
             cure = "move a patient with it to train, or map it to another class or to None"
             raise TableError(f"task {task.name!r}: no row in train has the class {', '.join(absent)}", hint=cure)
 

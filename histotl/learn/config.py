@@ -15,7 +15,7 @@ T = TypeVar("T")
 NO_GATE = "none"
 
 Level = Literal["auto", "tile", "slide"]
-ClassBalance = Literal["balanced", "none"]
+ClassBalance = Literal["balanced", "effective", "logit_adjust", "none"]
 Where = Literal["features", "parameters"]
 
 
@@ -58,7 +58,8 @@ class TrainConfig:
     optimizer: str = ""
     """How steps are made, as a spec such as 'sam(rho=0.05)'; empty: what the sharing is made for, mostly 'adamw'."""
     class_balance: ClassBalance = "balanced"
-    """Class weights in the loss: 'balanced' gives every class the same say; 'none' follows the training counts."""
+    """Class weights in the loss: 'balanced' gives every class the same say; 'effective' lies between that and none for
+    classes of hundreds; 'logit_adjust' shifts logits by the log prior while training; 'none' follows the counts."""
     ood: tuple[str, ...] = ("mahalanobis", "knn")
     """Out-of-distribution detectors whose mean calibrated score is the gate, as specs; 'none' for no gate."""
     alpha: float = 0.05
@@ -148,6 +149,9 @@ class PredictConfig:
     looks at plain features alone."""
     keep: str = ""
     """Condition on the quality figures that tiles must satisfy; empty: the one that the model was trained with."""
+    prior: tuple[str, ...] = ()
+    """Class shares where the answers will be used, one text a task, such as 'msi: no=0.85 yes=0.15': probabilities are
+    shifted from the shares that training took for granted to these, by Bayes' rule."""
     tile_scores: bool = True
     """Write attention and OOD score of every tile, one file a slide."""
     batch_tiles: int = 16384
@@ -157,6 +161,7 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "table", _as_path(self.table))
+        object.__setattr__(self, "prior", tuple(str(text) for text in _as_tuple(self.prior)))
         object.__setattr__(self, "splits", tuple(split.strip().lower() for split in _as_tuple(self.splits)))
         if self.keep:
             Condition.parse(self.keep)

@@ -17,6 +17,7 @@ from histotl.core.progress import Report, Step, silent
 from histotl.learn._trainer import NO_HOOKS, Data, Hooks, train_one
 from histotl.learn.bags import Bags
 from histotl.learn.config import TrainConfig
+from histotl.learn.labels import known_rows
 from histotl.learn.network import Architecture, Network, evaluating
 from histotl.learn.objective import Objective, Targets, TaskFacts
 from histotl.learn.pretrained import Pretrained
@@ -34,7 +35,7 @@ class Labelled:
 
     Args:
         bags: B bags.
-        targets: Task name -> (B,) class indices or numbers, NaN where missing.
+        targets: Task name -> (B,) class indices or numbers, or several columns (B, c), NaN where missing.
     """
 
     bags: Bags
@@ -44,7 +45,7 @@ class Labelled:
         """Without the bags that have no label at all: they must not shape batches or input statistics."""
         some = np.zeros(len(self.bags), dtype=bool)
         for target in self.targets.values():
-            some |= ~np.isnan(target)
+            some |= known_rows(target)
         if some.all():
             return self
         keep = np.flatnonzero(some).astype(np.int64)
@@ -63,6 +64,7 @@ class Fitted:
         tried: Learning rate -> validation loss of the first member.
         history: One entry a checkpoint: member, learning rate, step, training and validation losses.
         steps: Optimiser steps of each member.
+        tasks: What is predicted, with the options that training labels fixed.
     """
 
     members: tuple[Network, ...]
@@ -72,6 +74,7 @@ class Fitted:
     tried: dict[float, float]
     history: list[dict[str, object]] = field(default_factory=list)
     steps: int = 0
+    tasks: tuple[Task, ...] = ()
 
 
 def fit(
@@ -113,6 +116,8 @@ def fit(
         dropout=config.dropout,
         outputs=objective.n_outputs(),
         sharing=config.sharing,
+        heads=objective.layers(),
+        adversaries=objective.adversaries(),
     )
     objective.to(device)
     first = Network(architecture, config.seed).to(device)
@@ -142,6 +147,7 @@ def fit(
         tried=tried,
         history=runs.history,
         steps=runs.steps,
+        tasks=objective.tasks,
     )
 
 
@@ -178,6 +184,7 @@ class _Runs:
         if self._start is not None:
             self._start.put(network)
         network.to(self._data.targets.device)
+        self._objective.begin()
         parts = (network, self._objective, self._data, self._check, self._config)
         loss, history = train_one(*parts, rate=rate, seed=seed, hooks=self._hooks)
         self.networks[member, rate] = network

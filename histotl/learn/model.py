@@ -23,6 +23,7 @@ from histotl.learn._gate_file import pack_gate, unpack_gate
 from histotl.learn.bags import Kind, Packed
 from histotl.learn.calibrate import averaged
 from histotl.learn.gate import Gate
+from histotl.learn.heads.base import decoded
 from histotl.learn.network import Architecture, Network, evaluating
 from histotl.learn.objective import TaskFacts
 from histotl.learn.task import Task, task_from_dict
@@ -36,7 +37,8 @@ class Answers:
     """Answers for B bags with N tiles in all.
 
     Args:
-        tasks: Task name -> float64 (B, k) probabilities, or (B, 1) numbers in units of the labels.
+        tasks: Task name -> float64 (B, k) probabilities, or (B, 1 + extras): the number in units of the labels or the
+            risk, and what the head adds to it.
         uncalibrated: The same of classification tasks, before temperature scaling.
         weights: float64 (N,), each tile's share in its bag, mean over members, or (N, t) where tasks differ in it; None
             where there is no such thing.
@@ -104,7 +106,7 @@ class Model:
             if task.is_classification:
                 found[task.name] = averaged(task, outputs[task.name], self.temperatures.get(task.name, 1.0))
             else:
-                found[task.name] = plain.pop(task.name) * fact.std + fact.mean
+                found[task.name] = decoded(task.head, plain.pop(task.name), fact)
         return Answers(tasks=found, uncalibrated=plain, weights=weights)
 
     def check(self, identity: FeatureIdentity | None, dim: int) -> None:
@@ -193,7 +195,10 @@ def _build(meta: dict[str, object], tensors: dict[str, torch.Tensor]) -> Model:
     entry = cast("dict[str, dict[str, object]]", meta)
     shapes = entry["architecture"]
     outputs = tuple((str(name), int(n)) for name, n in cast("list[tuple[str, int]]", shapes["outputs"]))
-    architecture = Architecture(**shapes | {"outputs": outputs})  # type: ignore[arg-type]
+    heads = tuple((str(name), str(spec)) for name, spec in cast("list[tuple[str, str]]", shapes.get("heads", [])))
+    dropped = tuple(str(name) for name in cast("list[str]", shapes.get("dropped", [])))
+    shapes.pop("adversaries", None)  # they are dropped before a model is saved
+    architecture = Architecture(**shapes | {"outputs": outputs, "heads": heads, "dropped": dropped})  # type: ignore[arg-type]
     members = []
     for i in range(cast("int", meta["members"])):
         network = Network(architecture)
@@ -222,5 +227,5 @@ def _build(meta: dict[str, object], tensors: dict[str, torch.Tensor]) -> Model:
 
 def _facts(fact: dict[str, object]) -> TaskFacts:
     return TaskFacts(
-        **fact | {key: tuple(cast("list[float]", fact[key])) for key in ("counts", "class_weight")},  # type: ignore[arg-type]
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in fact.items()},  # type: ignore[arg-type]
     )

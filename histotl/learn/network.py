@@ -10,8 +10,11 @@ from typing import cast
 import torch
 from torch import nn
 
+from histotl.core.errors import UsageError
 from histotl.core.registry import create
 from histotl.learn.aggregators.base import Aggregated, Aggregator, AggregatorModule, Judge, Outputs, Supervised
+from histotl.learn.heads.base import Layered
+from histotl.learn.reversal import reverse_gradient
 from histotl.learn.seeds import own_seed, seeded
 from histotl.learn.sharing.base import Sharing, SharingModule, SharingShape
 
@@ -27,6 +30,9 @@ class Architecture:
         dropout: On the trunk's input (less where it is narrow) and output.
         outputs: (task name, outputs of its linear layer), in the order of the tasks.
         sharing: Spec of what tasks share.
+        heads: (task name, spec of its head) of the tasks whose head builds its own layer.
+        dropped: Tasks that helped to learn and have no layer any more.
+        adversaries: (task name, strength) of tasks whose gradient is reversed before what is shared.
     """
 
     in_dim: int
@@ -35,6 +41,9 @@ class Architecture:
     dropout: float
     outputs: Outputs
     sharing: str = "hard"
+    heads: tuple[tuple[str, str], ...] = ()
+    dropped: tuple[str, ...] = ()
+    adversaries: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +88,15 @@ class Network(nn.Module):
             width = architecture.in_dim if self.aggregator is None else self.aggregator.out_dim
             self.sharing = _sharing(width, architecture, seed)
             out = self.sharing.out_dim
-            self.heads = nn.ModuleList([_head(out, n, name, seed) for name, n in architecture.outputs])
+            specs, dropped = dict(architecture.heads), architecture.dropped
+            self.heads = nn.ModuleList(
+                [
+                    nn.Identity() if name in dropped else _head(out, n, name, seed, specs.get(name, ""))
+                    for name, n in architecture.outputs
+                ]
+            )
+        self._adversaries = dict(architecture.adversaries)
+        self.answered = tuple(name for name in self.names if name not in architecture.dropped)
         self.register_buffer("mean", torch.zeros(architecture.in_dim))
         self.register_buffer("std", torch.ones(architecture.in_dim))
         # Used only behind an aggregator without parameters, whose output scale is known before training.
@@ -107,9 +124,12 @@ class Network(nn.Module):
         return self.sharing.common((bags - self.bag_mean) / self.bag_std)
 
     def read(self, common: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Each task's part and linear layer on :meth:`common`."""
-        own = self.sharing.own(common)
-        return {name: head(x) for name, head, x in zip(self.names, self.heads, own, strict=True)}
+        """Each task's part and layer on :meth:`common`; tasks that were dropped give nothing."""
+        own = dict(zip(self.names, self.sharing.own(common), strict=True))
+        layers = dict(zip(self.names, self.heads, strict=True))
+        for name, strength in self._adversaries.items():
+            own[name] = reverse_gradient(own[name], strength)
+        return {name: layers[name](own[name]) for name in self.answered}
 
     def forward(self, x: torch.Tensor, offsets: torch.Tensor, coords: torch.Tensor | None = None) -> Output:
         """Float32 (N, D) tiles of packed bags into outputs."""
@@ -118,11 +138,14 @@ class Network(nn.Module):
     def respond(self, pooled: Aggregated, common: torch.Tensor | None = None) -> Output:
         """Outputs from what :meth:`pool` made; ``common``, where given, takes the place of :meth:`common` of it."""
         direct = dict(pooled.direct)
-        if direct.keys() >= set(self.names):
+        if direct.keys() & self._adversaries.keys():
+            cure = "use another aggregator, or drop adversary="
+            raise UsageError("an aggregator that answers by itself has no shared vector to turn against", hint=cure)
+        if direct.keys() >= set(self.answered):
             answers = direct
         else:
             answers = (self.answer(pooled.bags) if common is None else self.read(common)) | direct
-        return Output(tasks={name: answers[name] for name in self.names}, pooled=pooled)
+        return Output(tasks={name: answers[name] for name in self.answered}, pooled=pooled)
 
     def auxiliary(self, output: Output, judge: Judge) -> torch.Tensor | None:
         """What the parts add to the training loss beside the losses of the tasks, a scalar; None for nothing."""
@@ -161,10 +184,15 @@ def _sharing(width: int, architecture: Architecture, seed: int) -> SharingModule
     return maker.build(shape)
 
 
-def _head(width: int, outputs: int, name: str, seed: int) -> nn.Linear:
-    head = nn.Linear(width, outputs)
+def _head(width: int, outputs: int, name: str, seed: int, spec: str) -> nn.Module:
+    """The layer of a task, linear unless its head builds another; matrices start small, the rest as it was made."""
+    head = create("head", spec) if spec else None
+    layer = head.layer(width, outputs) if isinstance(head, Layered) else nn.Linear(width, outputs)
     generator = torch.Generator().manual_seed(own_seed(seed, name))
     with torch.no_grad():
-        head.weight.normal_(std=0.01, generator=generator)
-        head.bias.zero_()
-    return head
+        for parameter in layer.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.01, generator=generator)
+            else:
+                parameter.zero_()
+    return layer

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import fields, replace
 from typing import cast
 
 import numpy as np
@@ -11,46 +12,36 @@ import numpy.typing as npt
 import torch
 
 from histotl.core.errors import TableError
-from histotl.core.registry import create
 from histotl.learn.config import ClassBalance
-from histotl.learn.heads.base import Head
+from histotl.learn.heads.base import Adjustable, Head, Joint, Layered, Learning, TaskFacts
+from histotl.learn.labels import known_rows
+from histotl.learn.risk_set import RiskSet
 from histotl.learn.task import Task
+from histotl.learn.weights import TAU, class_weights, facts_of
+
+__all__ = ["Labels", "Objective", "Targets", "TaskFacts", "class_weights"]
+
+PRIOR_MIN = 1e-6
+"""Least share of a class in a logarithm."""
 
 Targets = Mapping[str, npt.NDArray[np.float64]]
-"""Task name -> class indices or numbers (B,), NaN where the label is missing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskFacts:
-    """What training labels say about one task.
-
-    Args:
-        counts: Labelled training rows of each class; one number for regression.
-        class_weight: Weight of each class in the loss, sum over rows = number of rows; empty for none.
-        prior_loss: Loss of the constant predictor, the unit of the task's loss.
-        mean: Of the training labels (regression), else 0.
-        std: Of the training labels (regression), else 1.
-    """
-
-    counts: tuple[int, ...]
-    class_weight: tuple[float, ...] = ()
-    prior_loss: float = 1.0
-    mean: float = 0.0
-    std: float = 1.0
+"""Task name -> class indices or numbers (B,), or several columns (B, c), NaN where the label is missing."""
 
 
 class Objective:
     """Losses of all tasks on outputs of a network.
 
-    A row without a label of a task is dropped before that task's loss, so it counts exactly as if it were not there.
+    A row without a label of a task is dropped before that task's loss, so it counts exactly as if it were not there;
+    so does each entry of several labels.
 
     Args:
         tasks: What is predicted.
         targets: Training labels.
-        class_balance: ``balanced`` or ``none``.
+        class_balance: ``balanced``, ``effective``, ``logit_adjust`` or ``none``; a task's own goes first.
 
     Raises:
         TableError: A task has no labelled row, or all its numbers are equal.
+        UsageError: Logit adjustment of a head that has none.
     """
 
     def __init__(
@@ -60,30 +51,74 @@ class Objective:
         *,
         class_balance: ClassBalance = "balanced",
     ) -> None:
-        self.tasks = tuple(tasks)
-        self.heads = {task.name: cast("Head", create("head", task.kind)) for task in tasks}
-        self.facts = {
-            task.name: _facts(task, targets[task.name], self.heads[task.name], class_balance) for task in tasks
-        }
-        self._weights = {
-            name: torch.tensor(fact.class_weight, dtype=torch.float32) if fact.class_weight else None
-            for name, fact in self.facts.items()
-        }
+        for task in tasks:
+            if not known_rows(targets[task.name]).any():
+                cure = "check the task's column and map, or drop the task"
+                raise TableError(f"task {task.name!r} has no labelled row in train", hint=cure)
+        self.tasks = tuple(_learnt(task, targets[task.name]) for task in tasks)
+        self.heads: dict[str, Head] = {task.name: task.head for task in self.tasks}
+        self.facts = {t.name: facts_of(t, targets[t.name], self.heads[t.name], class_balance) for t in self.tasks}
+        self._adjusted = {t.name: (t.class_balance or class_balance) == "logit_adjust" for t in self.tasks}
+        self._tensors = {name: (_tensor(fact.class_weight), _prior(fact.prior)) for name, fact in self.facts.items()}
+        self._columns = _columns(self.tasks)
+        self._training = {task.name: targets[task.name] for task in self.tasks}
+        self._risk_sets = {t.name: RiskSet(targets[t.name]) for t in self.tasks if _is_joint(t.head)}
         self.priors = {task.name: self.facts[task.name].prior_loss / task.weight for task in tasks}
+        self._main = {task.name for task in tasks if not task.is_helper}
 
     def to(self, device: torch.device) -> Objective:
-        """Move the class weights."""
-        self._weights = {name: None if w is None else w.to(device) for name, w in self._weights.items()}
+        """Move class weights, priors and risk sets."""
+        self._tensors = {
+            name: (None if w is None else w.to(device), None if p is None else p.to(device))
+            for name, (w, p) in self._tensors.items()
+        }
+        for risk_set in self._risk_sets.values():
+            risk_set.to(device)
         return self
 
+    def begin(self) -> None:
+        """Forget the scores of another network, before one is trained."""
+        for risk_set in self._risk_sets.values():
+            risk_set.forget()
+
+    def apart(self) -> Objective:
+        """The same objective with risk sets of its own, for each of several networks that are trained side by side."""
+        other = copy.copy(self)
+        other._risk_sets = {name: risk_set.empty() for name, risk_set in self._risk_sets.items()}
+        return other
+
+    @property
+    def rowwise(self) -> bool:
+        """Whether every loss is a mean over rows, without a memory of earlier steps."""
+        return not self._risk_sets
+
     def n_outputs(self) -> tuple[tuple[str, int], ...]:
-        """(task name, outputs of its linear layer) of every task."""
+        """(task name, outputs of its layer) of every task."""
         return tuple((task.name, self.heads[task.name].n_outputs(task.n_classes)) for task in self.tasks)
 
+    def layers(self) -> tuple[tuple[str, str], ...]:
+        """(task name, spec of its head) of the tasks whose head builds its own layer."""
+        return tuple((t.name, t.head_spec) for t in self.tasks if isinstance(self.heads[t.name], Layered))
+
+    def adversaries(self) -> tuple[tuple[str, float], ...]:
+        """(task name, strength) of the tasks that what is shared must not help."""
+        return tuple((task.name, task.adversary) for task in self.tasks if task.adversary)
+
     def tensor(self, targets: Targets) -> torch.Tensor:
-        """Targets float32 (B, t), numbers standardised, NaN where missing."""
-        columns = [(targets[t.name] - self.facts[t.name].mean) / self.facts[t.name].std for t in self.tasks]
-        return torch.tensor(np.stack(columns, axis=1), dtype=torch.float32)
+        """Targets float32 (B, t), one column or more a task, numbers standardised, NaN where missing.
+
+        Of the very targets that the objective was made with, rows of a task with one joint loss also carry their
+        number, by which the risk set knows them.
+        """
+        parts = []
+        for task in self.tasks:
+            fact, given = self.facts[task.name], targets[task.name]
+            values = given.reshape(len(given), -1)
+            parts.append((values - fact.mean) / fact.std)
+            if task.name in self._risk_sets:
+                numbers = np.arange(len(given), dtype=np.float64)
+                parts.append(np.where(given is self._training[task.name], numbers, np.nan)[:, None])
+        return torch.tensor(np.concatenate(parts, axis=1), dtype=torch.float32)
 
     def losses(self, outputs: Mapping[str, torch.Tensor], targets: torch.Tensor) -> dict[str, torch.Tensor]:
         """Mean loss of each task over its labelled rows; tasks without any are left out.
@@ -93,24 +128,56 @@ class Objective:
             targets: From :meth:`tensor`.
         """
         found: dict[str, torch.Tensor] = {}
-        for column, task in enumerate(self.tasks):
-            target = targets[:, column]
-            labelled = torch.nonzero(~torch.isnan(target))[:, 0]
+        silent: dict[str, torch.Tensor] = {}
+        for task in self.tasks:
+            target = targets[:, self._columns[task.name]]
+            # What is behind the labels of a row with one joint loss is its number, missing or not.
+            values = target[:, : task.n_targets]
+            labelled = torch.nonzero(~torch.isnan(values).all(dim=1))[:, 0]
             if len(labelled):
-                known = target[labelled]
-                known = known.long() if task.is_classification else known
-                weight = self._weights[task.name]
-                rows = self.heads[task.name].loss(outputs[task.name][labelled], known, weight)
-                found[task.name] = rows.mean()
-        return found
+                loss = self._loss(task, outputs[task.name][labelled], target[labelled])
+                if loss is not None:
+                    found[task.name] = loss
+                elif outputs[task.name].requires_grad:
+                    silent[task.name] = outputs[task.name].sum() * 0
+        # Before any event was seen, a step of censored rows teaches nothing; it must still be a step.
+        return found or silent
+
+    def _loss(self, task: Task, outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor | None:
+        head, (weight, prior) = self.heads[task.name], self._tensors[task.name]
+        if task.name in self._risk_sets:
+            return self._risk_sets[task.name].loss(cast("Joint", head), outputs, target)
+        if self._adjusted[task.name] and prior is not None and isinstance(head, Adjustable):
+            outputs = head.adjusted(outputs, prior.to(outputs.dtype), TAU)
+        known = target[:, 0] if task.n_targets == 1 and task.nature.answers != "labels" else target
+        if task.is_classification and known.ndim == 1:
+            known = known.long()
+        rows = head.row_losses(outputs, known, weight)
+        return rows[~torch.isnan(target)].mean() if task.nature.answers == "labels" else rows.mean()
 
     def total(self, losses: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Sum of the losses in units of their constant predictors, by which checkpoints are compared."""
+        """Sum of the losses in units of their constant predictors, by which checkpoints are compared.
+
+        Auxiliary tasks and adversaries do not count, unless there are no others.
+        """
+        main = {name: loss for name, loss in losses.items() if name in self._main}
+        return self.joined(main or losses)
+
+    def joined(self, losses: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The same of all tasks."""
         return torch.stack([loss / self.priors[name] for name, loss in losses.items()]).sum()
 
     def judge(self, targets: torch.Tensor) -> Labels:
         """The labels of some bags, for parts of the network with losses of their own."""
+        targets = targets.clone()
+        for name in self._risk_sets:
+            # Answers of parts are not those of the network: they stay out of the risk set.
+            targets[:, self._columns[name].stop - 1] = torch.nan
         return Labels(self, targets)
+
+    def column(self, task: str) -> slice:
+        """Columns of a task in what :meth:`tensor` gives."""
+        return self._columns[task]
 
 
 class Labels:
@@ -127,47 +194,54 @@ class Labels:
     def loss(self, outputs: Mapping[str, torch.Tensor], owner: torch.Tensor | None = None) -> torch.Tensor:
         """Joint loss of answers (P, o), where row p answers for bag ``owner[p]``; 0 where none is labelled."""
         losses = self._objective.losses(outputs, self._targets if owner is None else self._targets[owner])
-        return self._objective.total(losses) if losses else self._targets.new_zeros(())
+        return self._objective.joined(losses) if losses else self._targets.new_zeros(())
 
     def classes(self, task: str) -> torch.Tensor | None:
         """int64 (B,) class of each bag, -1 where it is missing; None for a task without classes."""
-        for column, found in enumerate(self._objective.tasks):
+        for found in self._objective.tasks:
             if found.name == task and found.is_classification:
-                return self._targets[:, column].nan_to_num(-1).long()
+                target = self._targets[:, self._objective.column(task)]
+                index = target[:, 0] if target.shape[1] == 1 else target.nan_to_num(0).argmax(dim=1)
+                return torch.where(torch.isnan(target[:, 0]), -1, index.nan_to_num(-1)).long()
         return None
 
 
-def class_weights(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Weights n / (k n_c), so that every class has the same say and the weights sum to n over the rows."""
-    present = counts > 0
-    weights = np.zeros(len(counts))
-    weights[present] = counts.sum() / (present.sum() * counts[present])
-    return weights
+def _learnt(task: Task, target: npt.NDArray[np.float64]) -> Task:
+    """The task with the options that its labels fix."""
+    head = task.head
+    if not isinstance(head, Learning):
+        return task
+    try:
+        return with_options(task, head.learn(target[known_rows(target)]))
+    except TableError as error:
+        raise TableError(f"task {task.name!r}: {error.message}", hint=error.hint) from error
 
 
-def _facts(task: Task, target: npt.NDArray[np.float64], head: Head, class_balance: ClassBalance) -> TaskFacts:
-    known = target[~np.isnan(target)]
-    if not len(known):
-        cure = "check the task's column and map, or drop the task"
-        raise TableError(f"task {task.name!r} has no labelled row in train", hint=cure)
-    if not task.is_classification:
-        with np.errstate(over="ignore", invalid="ignore"):
-            mean, std = float(known.mean()), float(known.std())
-        if not np.isfinite(std):
-            fact = f"task {task.name!r}: numbers up to {np.abs(known).max():g} are too large to learn from"
-            raise TableError(fact, hint="give them in a larger unit, or map wrong ones to None")
-        if not std > 0:
-            raise TableError(f"task {task.name!r}: all {len(known)} numbers are {mean:g}", hint="drop the task")
-        standard = torch.tensor((known - mean) / std, dtype=torch.float64)
-        loss = head.loss(torch.zeros(len(known), 1, dtype=torch.float64), standard, None)
-        return TaskFacts(counts=(len(known),), prior_loss=float(loss.mean()), mean=mean, std=std)
-    counts = np.bincount(known.astype(np.int64), minlength=task.n_classes)
-    weights = class_weights(counts) if class_balance == "balanced" else np.ones(len(counts))
-    share = counts * weights / (counts * weights).sum()
-    entropy = float(-(share[share > 0] * np.log(share[share > 0])).sum())
-    return TaskFacts(
-        counts=tuple(counts.tolist()),
-        class_weight=tuple(weights.tolist()) if class_balance == "balanced" else (),
-        # One class only has no entropy; its loss then counts in nats.
-        prior_loss=entropy or 1.0,
-    )
+def with_options(task: Task, head: Head) -> Task:
+    """The task with a head's own options: those that differ from their defaults."""
+    given = {f.name: getattr(head, f.name) for f in fields(head) if f.init}  # type: ignore[arg-type]  # a dataclass
+    usual = {f.name: f.default for f in fields(head) if f.init}  # type: ignore[arg-type]
+    return replace(task, options={k: v for k, v in given.items() if k in task.options or v != usual[k]})
+
+
+def _is_joint(head: Head) -> bool:
+    return isinstance(head, Joint) and head.joint
+
+
+def _columns(tasks: Sequence[Task]) -> dict[str, slice]:
+    found, start = {}, 0
+    for task in tasks:
+        width = task.n_targets + _is_joint(task.head)
+        found[task.name] = slice(start, start + width)
+        start += width
+    return found
+
+
+def _tensor(values: tuple[float, ...]) -> torch.Tensor | None:
+    return torch.tensor(values, dtype=torch.float32) if values else None
+
+
+def _prior(values: tuple[float, ...]) -> torch.Tensor | None:
+    """Without 0 and 1, which have no logarithm or logit."""
+    found = _tensor(values)
+    return None if found is None else found.clamp(PRIOR_MIN, 1 - PRIOR_MIN)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -16,6 +16,7 @@ from histotl.core.errors import CorruptFileError, IdentityError, TableError
 from histotl.core.progress import Report, Step, silent
 from histotl.core.provenance import Provenance, file_digest
 from histotl.learn.bags import Bags, BagStore, Packed
+from histotl.learn.columns import Columns, answer_columns, probability_column
 from histotl.learn.config import PredictConfig
 from histotl.learn.folder import check_folder
 from histotl.learn.gate import GateScores
@@ -23,18 +24,15 @@ from histotl.learn.gate_fit import mean_vectors
 from histotl.learn.model import WEIGHTS_NAME, Answers, Model, load_model
 from histotl.learn.predictions import (
     TILE_FOLDER,
-    UNCALIBRATED,
     clear_predictions,
-    probability_column,
     write_predictions,
 )
+from histotl.learn.prior import Floats, parse_priors, with_priors
 from histotl.learn.reading import column, read_table, with_ids
-from histotl.learn.scores import decide, entropy
+from histotl.learn.scores import entropy
 from histotl.learn.train import SPLITS_NAME
 from histotl.store.embeddings import ViewSpec
 from histotl.store.tile_scores import write_tile_scores
-
-Columns = dict[str, npt.NDArray[np.generic]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,7 +87,7 @@ def predict(
             f"the model was trained on {loaded.kind}, these are {store.kind}", hint=f"give features of {loaded.kind}"
         )
     loaded.check(store.identity, store.dim)
-    chosen = choose(loaded, store, config)
+    chosen, priors = choose(loaded, store, config), parse_priors(config.prior, loaded.tasks)
     _tell(report, chosen)
     if store.emptied:
         report(Step(stage="predict", message=f"{store.what_is_left_out(keep)}; they get no answer"))
@@ -101,7 +99,7 @@ def predict(
         packed = chosen.bags.gather(rows)
         ids = chosen.ids[done : done + len(rows)]
         views = (chosen.bags.gather(rows, view=view) for view in range(store.source.n_views))
-        parts.append(_block(loaded, packed, views, ids, tiles))
+        parts.append(_block(loaded, packed, views, ids, tiles, priors))
         done += len(rows)
         report(Step(stage="predict", done=done, total=len(chosen.ids), item=ids[-1]))
     frame = pd.DataFrame({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
@@ -160,7 +158,14 @@ def _tell(report: Report, chosen: Chosen) -> None:
         report(Step(stage="predict", message=f"{n} rows of the table have no features and get no answer: {shown}"))
 
 
-def _block(model: Model, packed: Packed, views: Iterable[Packed], ids: tuple[str, ...], tiles: Path | None) -> Columns:
+def _block(
+    model: Model,
+    packed: Packed,
+    views: Iterable[Packed],
+    ids: tuple[str, ...],
+    tiles: Path | None,
+    priors: Mapping[str, Floats],
+) -> Columns:
     """Columns for some cases, the mean over plain features and views; tile scores are written on the way."""
     offsets = packed.offsets.numpy()
     answers = _mean_answers(model.answer(each) for each in chain((packed,), views))
@@ -168,7 +173,8 @@ def _block(model: Model, packed: Packed, views: Iterable[Packed], ids: tuple[str
     if model.level == "tile" and model.kind == "slides":
         tasks, plain = (_slide_means(found, offsets) for found in (answers.tasks, answers.uncalibrated))
         slides = Answers(tasks=tasks, uncalibrated=plain)
-    columns = _answers(model, slides)
+    found = with_priors(slides.tasks, model.tasks, model.facts, priors)
+    columns = answer_columns(model.tasks, found, with_priors(slides.uncalibrated, model.tasks, model.facts, priors))
     gate = None
     if model.gate is not None:
         gate = model.gate.score(mean_vectors(packed.x, offsets), packed.x, offsets)
@@ -176,7 +182,7 @@ def _block(model: Model, packed: Packed, views: Iterable[Packed], ids: tuple[str
         columns |= {f"ood_{name}": scores for name, scores in gate.raw.items()}
     first = next((task for task in model.tasks if task.is_classification), None)
     if first is not None:
-        columns["failure_score"] = entropy(slides.tasks[first.name])
+        columns["failure_score"] = entropy(found[first.name])
     columns["n_tiles"] = np.diff(offsets)
     if tiles is not None and packed.coords is not None:
         _write_tiles(model, packed, ids, tiles, answers, gate)
@@ -209,23 +215,6 @@ def _slide_means(
     tiles: dict[str, npt.NDArray[np.float64]], offsets: npt.NDArray[np.int64]
 ) -> dict[str, npt.NDArray[np.float64]]:
     return {n: np.add.reduceat(v, offsets[:-1], axis=0) / np.diff(offsets)[:, None] for n, v in tiles.items()}
-
-
-def _answers(model: Model, answers: Answers) -> Columns:
-    columns: Columns = {}
-    for task in model.tasks:
-        values = answers.tasks[task.name]
-        if not task.is_classification:
-            columns[task.name] = values[:, 0]
-            continue
-        columns[task.name] = np.array(task.classes, dtype=object)[decide(task, values)]
-        columns |= {probability_column(task, name): values[:, i] for i, name in enumerate(task.classes)}
-        if task.kind == "ordinal":
-            columns[f"{task.name}:expected"] = values @ np.arange(task.n_classes)
-        plain = answers.uncalibrated[task.name]
-        names = [f"{probability_column(task, name)}{UNCALIBRATED}" for name in task.classes]
-        columns |= {name: plain[:, i] for i, name in enumerate(names)}
-    return columns
 
 
 def _write_tiles(

@@ -3,9 +3,12 @@
 ``predictions.csv`` has one row a slide (first column ``slide_id``), a patch (``path``), or a bag of patches (the column
 that gathered them). Classification tasks give ``<task>`` (the class) and ``<task>:<class>`` (probabilities that sum to
 1; with ``:uncalibrated`` behind it the one before temperature scaling), ordinal ones also ``<task>:expected`` (mean
-grade index, 0 = lowest), regression ``<task>``. ``ood_score``, ``ood_p``, ``ood_flag`` and ``ood_<statistic>`` are the
-gate's, ``failure_score`` is the entropy of the first classification task, ``model_split`` the part that the row had in
-training (empty for rows that the model never saw).
+grade index, 0 = lowest). Several labels give ``<task>`` (those of 0.5 or more, joined by ``;``) and ``<task>:<label>``,
+regression ``<task>`` with its spread in ``<task>:sd`` or ``<task>:q5``, survival ``<task>`` (the risk, higher is
+earlier) and ``<task>:S(t)`` (no event until t). A task with a condition also has ``<task>:applies``, the probability
+that it applies, and ``<task>:<class>:joint``, that times the class's own. ``ood_score``, ``ood_p``, ``ood_flag`` and
+``ood_<statistic>`` are the gate's, ``failure_score`` is the entropy of the first classification task, ``model_split``
+the part that the row had in training (empty for rows that the model never saw).
 """
 
 from __future__ import annotations
@@ -19,12 +22,11 @@ import pandas as pd
 
 from histotl.core.atomic import atomic_path, write_text
 from histotl.core.errors import TableError
+from histotl.learn.columns import columns_of, is_text
 from histotl.learn.task import Task, task_from_dict
 
 TABLE_NAME, META_NAME, TILE_FOLDER = "predictions.csv", "predictions.json", "tile_scores"
 SCHEMA = 1
-UNCALIBRATED = ":uncalibrated"
-"""End of the names of columns with the probabilities before temperature scaling."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,11 +54,6 @@ class Predictions:
         """File with the scores of a slide's tiles, None when there is none."""
         path = self.folder / TILE_FOLDER / f"{slide_id}.h5"
         return path if path.is_file() else None
-
-
-def probability_column(task: Task, name: str) -> str:
-    """Column that holds the probability of class ``name``."""
-    return f"{task.name}:{name}"
 
 
 def clear_predictions(folder: Path) -> None:
@@ -89,13 +86,11 @@ def read_predictions(folder: Path | str) -> Predictions:
     try:
         meta = json.loads((folder / META_NAME).read_text(encoding="utf-8"))
         id_column, entries = str(meta["id_column"]), list(meta["tasks"])
-        # A class may be called "None" or "NA": only empty cells are missing.
-        text = dict.fromkeys([id_column, "ood_flag", "model_split", *(str(entry["name"]) for entry in entries)], str)
-        text = {name: kind for name, kind in text.items() if _is_text(name, entries)}
+        tasks = tuple(task_from_dict(entry) for entry in entries)
+        text = _text_columns(id_column, tasks)
         frame = pd.read_csv(folder / TABLE_NAME, dtype=text, keep_default_na=False, na_values=[""])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TableError(f"{folder} is no predictions folder: {error}", hint=cure) from error
-    tasks = tuple(task_from_dict(entry) for entry in entries)
     if not tasks:
         raise TableError(f"{folder / META_NAME} names no task", hint=cure)
     wanted = [id_column, *(column for task in tasks for column in columns_of(task))]
@@ -112,9 +107,9 @@ def read_predictions(folder: Path | str) -> Predictions:
 
 def _refuse_words(frame: pd.DataFrame, tasks: Sequence[Task], path: Path) -> None:
     """Raise if a column of numbers holds something else."""
-    texts = {"ood_flag", *(task.name for task in tasks if task.is_classification)}
+    texts = {"ood_flag", *(task.name for task in tasks if is_text(task))}
     ours = tuple(f"{task.name}:" for task in tasks)
-    values = {"failure_score", "n_tiles", *(task.name for task in tasks if not task.is_classification)}
+    values = {"failure_score", "n_tiles", *(task.name for task in tasks if not is_text(task))}
     for name in frame.columns:
         if name in texts or not (name in values or name.startswith(("ood_", *ours))):
             continue
@@ -123,13 +118,7 @@ def _refuse_words(frame: pd.DataFrame, tasks: Sequence[Task], path: Path) -> Non
             raise TableError(f"{path}: column {name!r} holds {str(bad.iloc[0])!r}, no number", hint="predict again")
 
 
-def _is_text(name: str, entries: Sequence[Mapping[str, object]]) -> bool:
-    return all(entry["name"] != name or entry["kind"] != "regression" for entry in entries)
-
-
-def columns_of(task: Task) -> list[str]:
-    """Columns that a task has in the table."""
-    columns = [task.name, *(probability_column(task, name) for name in task.classes)]
-    if task.kind == "ordinal":
-        columns.append(f"{task.name}:expected")
-    return columns
+def _text_columns(id_column: str, tasks: Sequence[Task]) -> dict[str, type[str]]:
+    """A class may be called "None" or "NA": only empty cells are missing."""
+    named = [task.name for task in tasks if is_text(task)]
+    return dict.fromkeys([id_column, "ood_flag", "model_split", *named], str)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from histotl.core.errors import TableError
-from histotl.learn.task import as_text
+from histotl.learn.labels import as_text
 from histotl.wsi.manifest import ID_COLUMNS, PATH_COLUMNS
 
 SLIDE_COLUMN = "slide_id"

@@ -9,20 +9,19 @@ import numpy.typing as npt
 import torch
 from sklearn.metrics import roc_auc_score
 
-from histotl.learn.calibrate import averaged, negative_log_likelihood
+from histotl.learn.calibrate import P_MIN, averaged, negative_log_likelihood
+from histotl.learn.concordance import concordance
+from histotl.learn.heads.base import Deciding, Floats, decoded
+from histotl.learn.labels import hard, known_rows
 from histotl.learn.objective import Targets, TaskFacts
 from histotl.learn.task import Task
 
 
 def decide(task: Task, probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Class of each row: the median grade of an ordinal task, else the most probable class.
-
-    The median is the grade of least expected distance, and what CORN's own rule (P(above) > 0.5) gives.
-    """
-    if task.kind != "ordinal":
-        return np.asarray(probabilities.argmax(axis=1), dtype=np.int64)
-    below = np.cumsum(probabilities, axis=1)[:, :-1] < 0.5
-    return np.asarray(below.sum(axis=1), dtype=np.int64)
+    """Class of each row: by the head's own rule, such as the median of grades, else the most probable class."""
+    if isinstance(task.head, Deciding):
+        return task.head.decide(probabilities)
+    return np.asarray(probabilities.argmax(axis=1), dtype=np.int64)
 
 
 def entropy(probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -43,23 +42,48 @@ def validation_scores(
     Args:
         tasks: What is predicted.
         outputs: Task name -> outputs of each member (n, o).
-        targets: Task name -> (n,).
+        targets: Task name -> (n,) or (n, c).
         temperatures: Task name -> temperature.
         facts: Scale of regression labels.
     """
     scores: dict[str, dict[str, float]] = {}
     for task in tasks:
-        known = np.flatnonzero(~np.isnan(targets[task.name]))
+        known = np.flatnonzero(known_rows(targets[task.name]))
         target, rows = targets[task.name][known], [o[torch.from_numpy(known)] for o in outputs[task.name]]
         found: dict[str, float] = {"n": float(len(known))}
         if len(known) and task.is_classification:
-            found |= _classification(task, rows, target.astype(np.int64), temperatures.get(task.name, 1.0))
+            found |= _classification(task, rows, hard(target).astype(np.int64), temperatures.get(task.name, 1.0))
+        elif len(known) and task.nature.answers == "labels":
+            found |= _labels(averaged(task, rows), target)
         elif len(known):
-            values = averaged(task, rows)[:, 0] * facts[task.name].std + facts[task.name].mean
-            found["mae"] = float(np.abs(values - target).mean())
-            found["mae_of_mean"] = float(np.abs(facts[task.name].mean - target).mean())
+            values, fact = averaged(task, rows), facts[task.name]
+            answer = decoded(task.head, values, fact)[:, 0]
+            found |= _concordance(answer, target) if task.event else _number(answer, target, fact)
         scores[task.name] = {name: round(value, 6) for name, value in found.items()}
     return scores
+
+
+def _number(values: Floats, target: Floats, fact: TaskFacts) -> dict[str, float]:
+    return {
+        "mae": float(np.abs(values - target).mean()),
+        "mae_of_mean": float(np.abs(fact.mean - target).mean()),
+    }
+
+
+def _concordance(risk: Floats, target: Floats) -> dict[str, float]:
+    event = target[:, 1] > 0
+    found = float(concordance(risk, target[:, 0], event))
+    return {"events": float(event.sum())} | ({} if np.isnan(found) else {"c_index": found})
+
+
+def _labels(p: Floats, target: Floats) -> dict[str, float]:
+    """Mean AUROC over labels with both kinds of rows, and the mean negative log-likelihood of an entry."""
+    known = ~np.isnan(target)
+    both = [c for c in range(target.shape[1]) if len(np.unique(target[known[:, c], c])) == 2]
+    areas = [roc_auc_score(target[known[:, c], c], p[known[:, c], c]) for c in both]
+    chosen = np.where(target == 1, p, 1 - p)[known]
+    found = {"nll": float(-np.log(np.maximum(chosen, P_MIN)).mean())}
+    return found | ({"auroc_macro": float(np.mean(areas))} if areas else {})
 
 
 def _classification(
@@ -74,6 +98,6 @@ def _classification(
         "nll": negative_log_likelihood(p, target),
         "nll_uncalibrated": negative_log_likelihood(averaged(task, rows), target),
     }
-    if task.kind == "binary" and len(np.unique(target)) == 2:
+    if task.n_classes == 2 and len(np.unique(target)) == 2:
         found["auroc"] = float(roc_auc_score(target, p[:, 1]))
     return found

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from histotl.learn.labels import hard, known_rows
 from histotl.learn.objective import Targets
 from histotl.learn.table import SPLITS
 from histotl.learn.task import Task
@@ -26,7 +27,7 @@ def split_patients(
     Args:
         patients: Patient of each of n cases.
         tasks: Whose labels are spread.
-        targets: Task name -> (n,).
+        targets: Task name -> (n,) or (n, c).
         shares: Of train, val and test; sum 1.
         seed: Breaks ties.
     """
@@ -53,10 +54,14 @@ def split_patients(
 
 
 def _indicator(task: Task, target: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """One column a class (or quarter of the numbers), 1 where a case has it."""
-    known = ~np.isnan(target)
+    """One column a class or label (or quarter of the numbers; with and without the event), 1 where a case has it."""
+    known = known_rows(target)
+    if task.nature.answers == "labels":
+        return np.nan_to_num(target)
     if task.is_classification:
-        n, index = task.n_classes, np.where(known, target, 0).astype(np.int64)
+        n, index = task.n_classes, np.nan_to_num(hard(target)).astype(np.int64)
+    elif task.event:
+        n, index = 2, np.nan_to_num(target[:, 1]).astype(np.int64)
     else:
         edges = np.quantile(target[known], np.arange(1, REGRESSION_BINS) / REGRESSION_BINS) if known.any() else [0.0]
         n, index = REGRESSION_BINS, np.digitize(np.where(known, target, 0), edges)

@@ -10,6 +10,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from histotl.core.errors import LeakageError, TableError
+from histotl.learn.applies import check_parents, masked
+from histotl.learn.labels import known_rows
 from histotl.learn.objective import Targets
 from histotl.learn.reading import PATIENT_COLUMNS, column, nearest
 from histotl.learn.task import Task
@@ -29,7 +31,7 @@ class Cases:
         patients: Patient of each case.
         splits: ``train``, ``val``, ``test``, or empty for a case that the table gives no split.
         tasks: Tasks with their classes known.
-        targets: Task name -> float64 (n,), NaN where missing.
+        targets: Task name -> float64 (n,) or (n, c), NaN where missing.
     """
 
     ids: tuple[str, ...]
@@ -75,9 +77,9 @@ def build_cases(
     patients = patient_column(frame, patient, id_column)
     splits = _splits(frame, split)
     refuse_leakage(patients, splits)
-    texts = {task.name: column(frame, task.column, flag=f"column= of task {task.name}") for task in tasks}
-    tasks = tuple(task.resolved(texts[task.name]) for task in tasks)
-    targets = {task.name: task.targets(texts[task.name]) for task in tasks}
+    tasks = tuple(task.resolved(*read_columns(frame, task)) for task in tasks)
+    check_parents(tasks, {task.name for task in tasks if task.is_classification})
+    targets = {task.name: task.targets(*read_columns(frame, task)) for task in tasks}
     if not bag:
         members = tuple((name,) for name in names)
         return Cases(
@@ -86,9 +88,19 @@ def build_cases(
             patients=tuple(patients),
             splits=tuple(splits),
             tasks=tasks,
-            targets=targets,
+            targets=masked(tasks, targets),
         )
     return _bagged(names, patients, splits, _filled(frame, bag, flag="--bag"), tasks, targets)
+
+
+def read_columns(frame: pd.DataFrame, task: Task) -> list[list[str | None]]:
+    """The columns that a task's labels stand in, as text.
+
+    Raises:
+        TableError: One is not in the table.
+    """
+    flags = {task.event: "event=", **dict.fromkeys(task.votes, "votes="), **dict.fromkeys(task.columns, "columns=")}
+    return [column(frame, name, flag=f"{flags.get(name, 'column=')} of task {task.name}") for name in task.reads]
 
 
 def refuse_leakage(patients: Sequence[str], splits: Sequence[str]) -> None:
@@ -135,16 +147,28 @@ def _bagged(
         patients=tuple(patients[first] for first in firsts),
         splits=tuple(splits[first] for first in firsts),
         tasks=tasks,
-        targets=joined,
+        targets=masked(tasks, joined),
     )
 
 
-def _bag_label(task: Task, bag: str, values: npt.NDArray[np.float64]) -> float:
-    """Label of a bag: the worst grade, positive if any row is, the mean number, the one class that all rows have."""
-    known = values[~np.isnan(values)]
+def _bag_label(task: Task, bag: str, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64] | float:
+    """Label of a bag: the worst grade, positive if any row is, the mean number, the one class that all rows have.
+
+    Of several labels each that any row has, of votes the mean shares, of survival the one time that all rows have.
+    """
+    known = values[known_rows(values)]
     if not len(known):
-        return float("nan")
-    if task.kind in ("ordinal", "binary"):
+        return np.full(values.shape[1:], np.nan) if values.ndim > 1 else float("nan")
+    answers = task.nature.answers
+    if answers == "labels":
+        found = np.where(np.isnan(known), -1.0, known).max(axis=0)
+        return np.where(found < 0, np.nan, found)
+    if answers == "risk" and len(np.unique(known, axis=0)) > 1:
+        cure = "give all rows of a bag the same time and event"
+        raise TableError(f"task {task.name!r}: the rows of bag {bag!r} have several times or events", hint=cure)
+    if values.ndim > 1:
+        return np.asarray(known.mean(axis=0))
+    if task.nature.worst:
         return float(known.max())
     if not task.is_classification:
         return float(known.mean())

@@ -1,25 +1,39 @@
-"""What is to be predicted: one column of a label table, its kind, its classes, and how its values become classes."""
+"""What is to be predicted: columns of a label table, their kind, their classes, and how values become targets."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
+from histotl.core._literals import fit_literal
 from histotl.core.errors import SpecError, TableError, UsageError
-from histotl.core.registry import plugin
+from histotl.core.registry import create, plugin
 from histotl.core.spec import Spec, parse_spec
-
-KINDS = ("binary", "multiclass", "ordinal", "regression")
-"""Kinds that come with the package; heads of other kinds are plug-ins."""
+from histotl.learn._task_checks import check_classes, check_sources
+from histotl.learn.applies import check_parents, parse_applies
+from histotl.learn.heads.base import Head, Nature
+from histotl.learn.labels import (
+    class_targets,
+    clean_map,
+    flag_targets,
+    joined_targets,
+    label_text,
+    number_targets,
+    shown,
+    split_cell,
+    time_targets,
+    vote_targets,
+)
 
 REST = "*"
 """Key of :attr:`Task.map` that stands for every value which the map does not name."""
@@ -30,8 +44,9 @@ MISSING_WORDS = ("na", "n/a", "#n/a", "nan", "null", "missing", "?", "-")
 RESERVED = ("slide_id", "path", "n_tiles", "failure_score", "model_split", "attention")
 """Columns of the predictions that no task may be called; neither may those that begin with ``ood_``."""
 
+Balance = Literal["", "balanced", "effective", "logit_adjust", "none"]
+
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_WHOLE = re.compile(r"^([+-]?\d+)\.0+$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +55,26 @@ class Task:
 
     Args:
         name: Name in every output; letters, digits, ``_ . -``.
-        kind: ``binary``, ``multiclass``, ``ordinal``, ``regression``, or the name of a head plug-in.
-        column: Column of the label table; the task's name when empty.
-        classes: Class names in order. Binary: negative, then positive. Ordinal: lowest first. Multiclass: may be
-            empty, and is then every value found, sorted. Regression: none.
+        kind: The name of a head: ``binary``, ``multiclass``, ``multilabel``, ``ordinal``, ``regression``,
+            ``survival``, or one of your own.
+        column: Column of the label table; the task's name when empty. Labels of a multilabel task stand in it joined
+            by ``;`` (``none`` for none of them); of a survival task it is the time.
+        classes: Class names in order. Binary: negative, then positive. Ordinal: lowest first. Multiclass and
+            multilabel: may be empty, and are then every value found, sorted. Regression and survival: none.
         map: Column value -> class name (or number), None for missing. The key ``*`` stands for all values not named;
-            without it they pass through as they are.
+            without it they pass through as they are. Of several labels in a cell each is mapped, and None drops it.
         weight: Factor of the task's loss in the joint loss.
+        columns: Multilabel: one column a label with 1 or 0, empty where that label is unknown; in place of ``column``.
+        votes: Binary and multiclass: one column a class with its votes, as counts or shares, in place of ``column``.
+            The shares are the targets of a soft cross-entropy; results are measured against the majority.
+        event: Survival: column with 1 where the event was seen, 0 where the time is that of the last look.
+        applies_if: Condition on another task's class, such as ``histotype in ('TA', 'TVA')``; elsewhere the label
+            counts as missing. Answers are then those for cases to which the task applies.
+        auxiliary: The task helps to learn and is dropped afterwards.
+        adversary: Above 0, what tasks share unlearns what this one needs, such as the site: its gradient comes back
+            with the other sign and this strength (1.0 is the gradient itself). It is dropped afterwards, too.
+        class_balance: In place of the training's own, for this task.
+        options: Arguments of the head.
     """
 
     name: str
@@ -55,76 +83,105 @@ class Task:
     classes: tuple[str, ...] = ()
     map: Mapping[str, str | None] = field(default_factory=dict)
     weight: float = 1.0
+    columns: tuple[str, ...] = ()
+    votes: tuple[str, ...] = ()
+    event: str = ""
+    applies_if: str = ""
+    auxiliary: bool = False
+    adversary: float = 0.0
+    class_balance: Balance = ""
+    options: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise UsageError(f"task name {self.name!r} is not usable", hint="use letters, digits, '_', '.' and '-'")
-        if self.kind not in KINDS:
-            plugin("head", self.kind)
         if not self.weight > 0:
             raise UsageError(f"task {self.name!r}: weight is {self.weight}", hint="give a weight above 0, or drop it")
-        classes = tuple(_label(name) or "" for name in self.classes)
+        if not 0 <= self.adversary < float("inf"):
+            cure = "give a strength of 0 or more, such as 1.0"
+            raise UsageError(f"task {self.name!r}: adversary is {self.adversary}", hint=cure)
+        classes = tuple(label_text(name) or "" for name in self.classes or self.columns or self.votes)
         object.__setattr__(self, "column", self.column or self.name)
         object.__setattr__(self, "classes", classes)
-        object.__setattr__(self, "map", _clean_map(self.map))
-        self._check_classes()
+        object.__setattr__(self, "map", clean_map(self.map))
+        # As the head keeps them: lists from JSON or TOML are tuples, whole numbers floats.
+        object.__setattr__(self, "options", {key: getattr(self.head, key) for key in self.options})
+        check_sources(self)
+        check_classes(self)
+        if self.applies_if:
+            parse_applies(self.applies_if)
 
-    def _check_classes(self) -> None:
-        n, where = len(self.classes), f"task {self.name!r}"
-        if len(set(self.classes)) < n or "" in self.classes:
-            raise UsageError(f"{where}: classes {self.classes} repeat or are empty", hint="name every class once")
-        taken = [c for c in self.classes if c.endswith(":uncalibrated") or (self.kind, c) == ("ordinal", "expected")]
-        if taken:
-            raise UsageError(f"{where}: class {taken[0]!r} would take another column's name", hint="rename it in map=")
-        if self.kind == "binary" and n != 2:
-            cure = "write classes=('negative', 'positive') with your two names"
-            raise UsageError(f"{where}: a binary task has 2 classes, not {n}", hint=cure)
-        if self.kind == "ordinal" and n < 3:
-            cure = "write classes=('none', 'low', 'high'), lowest first; two grades are a binary task"
-            raise UsageError(f"{where}: an ordinal task has 3 or more classes, not {n}", hint=cure)
-        if self.kind == "multiclass" and n == 1:
-            raise UsageError(f"{where}: one class only", hint="name all classes, or none for every value found")
-        if self.kind == "regression" and n:
-            raise UsageError(f"{where}: a regression task has no classes, got {self.classes}", hint="drop classes=")
-        strangers = sorted({v for v in self.map.values() if v is not None and self.classes} - set(self.classes))
-        if strangers:
-            near = difflib.get_close_matches(strangers[0], self.classes, n=1)
-            cure = f"did you mean {near[0]}?" if near else f"map to one of {', '.join(self.classes)}, or to None"
-            raise UsageError(f"{where}: map gives {strangers[0]!r}, which is no class", hint=cure)
+    @cached_property
+    def head(self) -> Head:
+        """The head that the kind and the options name."""
+        return cast("Head", create("head", Spec(self.kind, self.options)))
+
+    @property
+    def head_spec(self) -> str:
+        """The same as text."""
+        return str(Spec(self.kind, self.options))
+
+    @property
+    def nature(self) -> Nature:
+        """What the head says about its kind of task."""
+        return self.head.nature
+
+    @property
+    def is_helper(self) -> bool:
+        """Whether it only takes part in training: an auxiliary task or an adversary."""
+        return self.auxiliary or self.adversary > 0
 
     @property
     def is_classification(self) -> bool:
-        """Whether answers are classes."""
-        return self.kind != "regression"
+        """Whether the answer is one of the classes."""
+        return self.nature.answers == "classes"
 
     @property
     def n_classes(self) -> int:
-        """Number of classes; 0 for regression."""
+        """Number of classes or labels; 0 for others."""
         return len(self.classes)
+
+    @property
+    def n_targets(self) -> int:
+        """Columns of the targets; with one, targets are (n,)."""
+        return self.nature.n_targets(self.n_classes, votes=bool(self.votes))
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Columns of the label table that the labels stand in."""
+        return self.votes or self.columns or ((self.column, self.event) if self.event else (self.column,))
 
     def values(self, column: Iterable[object]) -> list[str | None]:
         """Column values after the map, as text; None where missing."""
-        mapped: list[str | None] = []
-        for value in column:
-            text = _label(value)
-            if text is not None and self.map:
-                text = self.map.get(text, self.map.get(REST, text))
-            mapped.append(text)
-        return mapped
+        return [self._mapped(label_text(value)) for value in column]
 
-    def resolved(self, column: Iterable[object]) -> Task:
-        """The same task with its classes known: for a multiclass task without any, every value found, sorted.
+    def _mapped(self, text: str | None) -> str | None:
+        return text if text is None or not self.map else self.map.get(text, self.map.get(REST, text))
+
+    def _cells(self, column: Iterable[object]) -> list[tuple[str, ...] | None]:
+        """Labels of each cell after the map; None where missing."""
+        cells = [split_cell(value) for value in column]
+        return [None if c is None else tuple(m for m in map(self._mapped, c) if m is not None) for c in cells]
+
+    def resolved(self, *columns: Iterable[object]) -> Task:
+        """The same task with its classes known: where none are named, every value found, sorted.
+
+        Args:
+            columns: Values of the columns that :attr:`reads` names.
 
         Raises:
             TableError: Fewer than two values were found, or one that looks like a missing label.
         """
-        if self.classes or not self.is_classification:
+        if self.classes or self.nature.most is not None:
             return self
-        found = sorted({text for text in self.values(column) if text is not None})
+        if self.nature.answers == "labels":
+            found = sorted({name for cell in self._cells(columns[0]) for name in cell or ()})
+        else:
+            found = sorted({text for text in self.values(columns[0]) if text is not None})
         doubtful = [text for text in found if text.lower() in MISSING_WORDS]
         if doubtful:
             cure = f"add map={{{doubtful[0]!r}: None}} if it means missing, else name all classes with classes="
-            fact = f"column {self.column!r} holds {_shown(doubtful)}, which looks like a missing label"
+            fact = f"column {self.column!r} holds {shown(doubtful)}, which looks like a missing label"
             raise TableError(f"task {self.name!r}: {fact}", hint=cure)
         if len(found) < 2:
             cure = "check the column and the map: there is nothing to tell apart"
@@ -133,34 +190,35 @@ class Task:
             )
         return replace(self, classes=tuple(found))
 
-    def targets(self, column: Iterable[object]) -> npt.NDArray[np.float64]:
-        """Targets float64 (n,): index of the class, or the number; NaN where the label is missing.
+    def targets(self, *columns: Iterable[object]) -> npt.NDArray[np.float64]:
+        """Targets float64 (n,), or (n, c) of several columns; NaN where the label is missing.
+
+        The index of the class; 1 or 0 a label; the share of votes a class; the number; time and event.
+
+        Args:
+            columns: Values of the columns that :attr:`reads` names.
 
         Raises:
             TableError: Values that are no class, or no number; the message lists them.
         """
-        texts = self.values(column)
-        if self.is_classification:
-            index = {name: float(i) for i, name in enumerate(self.classes)}
-            bad = sorted({text for text in texts if text is not None and text not in index})
-            if bad:
-                cure = f"name them in map=, as one of {', '.join(self.classes)} or None"
-                raise TableError(
-                    f"task {self.name!r}: column {self.column!r} holds {_shown(bad)}, not among its classes", hint=cure
-                )
-            return np.array([np.nan if text is None else index[text] for text in texts], dtype=np.float64)
-        numbers = [np.nan if text is None else _number(text) for text in texts]
-        bad = sorted({str(text) for text, number in zip(texts, numbers, strict=True) if number is None})
-        if bad:
-            cure = "give numbers with a decimal point, or map the words to numbers or None"
-            raise TableError(
-                f"task {self.name!r}: column {self.column!r} holds {_shown(bad)}, no finite numbers", hint=cure
-            )
-        return np.array(numbers, dtype=np.float64)
+        where, answers = f"task {self.name!r}:", self.nature.answers
+        in_column = f"{where} column {self.column!r}"
+        if self.votes:
+            return vote_targets(where, [list(map(label_text, column)) for column in columns], self.votes)
+        if self.columns:
+            flags = zip(self.columns, columns, strict=True)
+            return np.stack([flag_targets(f"{where} column {name!r}", column) for name, column in flags], axis=1)
+        if answers == "labels":
+            return joined_targets(in_column, self._cells(columns[0]), self.classes)
+        if answers == "risk":
+            return time_targets(where, self.values(columns[0]), columns[1], (self.column, self.event))
+        if answers == "number":
+            return number_targets(in_column, self.values(columns[0]))
+        return class_targets(in_column, self.values(columns[0]), self.classes)
 
     def to_dict(self) -> dict[str, object]:
-        """Plain values for JSON."""
-        return {
+        """Plain values for JSON; what is not set is left out, but for the first six."""
+        entry: dict[str, object] = {
             "name": self.name,
             "kind": self.kind,
             "column": self.column,
@@ -168,14 +226,26 @@ class Task:
             "map": dict(self.map),
             "weight": self.weight,
         }
+        more = {**self._set(), **self.options}
+        return entry | {key: list(value) if isinstance(value, tuple) else value for key, value in more.items()}
+
+    def _set(self) -> dict[str, object]:
+        """Those of the later fields that are set."""
+        return {name: getattr(self, name) for name in _LATER if getattr(self, name)}
 
     def __str__(self) -> str:
         args: dict[str, object] = {"column": self.column, "classes": self.classes, "map": dict(self.map)}
-        return f"{self.name}: {Spec(self.kind, {**args, 'weight': self.weight})}"
+        return f"{self.name}: {Spec(self.kind, {**args, 'weight': self.weight, **self._set(), **self.options})}"
+
+
+_LATER = ("columns", "votes", "event", "applies_if", "auxiliary", "adversary", "class_balance")
+_KNOWN = ("name", "kind", "column", "classes", "map", "weight", *_LATER)
 
 
 def parse_task(text: str) -> Task:
-    """Read ``name: kind(column='…', classes=('…', …), map={'…': '…'}, weight=1.0)``; every argument may be left out.
+    """Read ``name: kind(column='…', classes=('…', …), map={'…': '…'}, …)``; every argument may be left out.
+
+    What is no argument of :class:`Task` is one of the kind's head.
 
     Raises:
         SpecError: The text is not of that form.
@@ -193,18 +263,13 @@ def task_from_dict(entry: Mapping[str, object]) -> Task:
     """Inverse of :meth:`Task.to_dict`; also reads the tables of a TOML file.
 
     Raises:
-        SpecError: An argument that a task does not have, or of another type.
+        SpecError: An argument that neither a task nor its head has, or of another type.
     """
     where = f"task {entry.get('name')!r}"
-    known = ("name", "kind", "column", "classes", "map", "weight")
-    for key in entry:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            cure = f"did you mean {near[0]}?" if near else f"it takes: {', '.join(known)}"
-            raise SpecError(f"{where} has no argument {key!r}", hint=cure)
     name, kind, column = entry.get("name"), entry.get("kind"), entry.get("column", "")
     if not isinstance(name, str) or not isinstance(kind, str) or not isinstance(column, str):
         raise SpecError(f"{where}: name, kind and column are not all text", hint="give kind = 'multiclass' or another")
+    options = _options(entry, kind, where)
     classes, mapping, weight = entry.get("classes", ()), entry.get("map", {}), entry.get("weight", 1.0)
     if not isinstance(classes, list | tuple) or not isinstance(mapping, Mapping):
         raise SpecError(
@@ -215,7 +280,28 @@ def task_from_dict(entry: Mapping[str, object]) -> Task:
         raise SpecError(f"{where}: {strange[0]!r} is no class name", hint="write classes and map with plain texts")
     if not isinstance(weight, int | float) or isinstance(weight, bool):
         raise SpecError(f"{where}: weight={weight!r} is no number", hint="give weight as a number above 0")
-    return Task(name=name, kind=kind, column=column, classes=tuple(classes), map=dict(mapping), weight=float(weight))
+    later = {key: fit_literal(Task, key, entry[key], where=where) for key in _LATER if key in entry}
+    return Task(
+        name=name,
+        kind=kind,
+        column=column,
+        classes=tuple(classes),
+        map=dict(mapping),
+        weight=float(weight),
+        options=options,
+        **later,  # type: ignore[arg-type]  # of the annotated types
+    )
+
+
+def _options(entry: Mapping[str, object], kind: str, where: str) -> dict[str, object]:
+    """Arguments of the head, after a check that it has them."""
+    own = [f.name for f in dataclasses.fields(plugin("head", kind).factory) if f.init]
+    for key in entry:
+        if key not in (*_KNOWN, *own):
+            near = difflib.get_close_matches(key, (*_KNOWN, *own), n=1)
+            cure = f"did you mean {near[0]}?" if near else f"it takes: {', '.join((*_KNOWN, *own))}"
+            raise SpecError(f"{where} has no argument {key!r}", hint=cure)
+    return {key: value for key, value in entry.items() if key not in _KNOWN}
 
 
 def tasks_from_toml(path: Path | str) -> tuple[Task, ...]:
@@ -266,38 +352,10 @@ def check_names(tasks: Sequence[Task | str], *, reserved: str = "") -> tuple[Tas
     if taken:
         cure = f"write {taken[0]}_task: …(column='{taken[0]}')"
         raise UsageError(f"a task cannot be called {taken[0]!r}: the predictions have such a column", hint=cure)
+    if all(task.is_helper for task in found):
+        raise UsageError("all tasks are auxiliary: nothing would be predicted", hint="add one that is predicted")
+    # What answers say of a condition takes the parent's answers.
+    kept = {task.name for task in found if task.is_classification and not task.is_helper}
+    check_parents([task for task in found if not task.is_helper], kept)
+    check_parents(found, {task.name for task in found if task.is_classification})
     return found
-
-
-def as_text(value: object) -> str | None:
-    """A table value as text, None where missing; 1, 1.0 and "1" are the same."""
-    if value is None or value is pd.NA or value is pd.NaT:
-        return None
-    if isinstance(value, float | np.floating):
-        if math.isnan(value):
-            return None
-        return str(int(value)) if float(value).is_integer() else repr(float(value))
-    return str(value).strip() or None
-
-
-def _label(value: object) -> str | None:
-    """As :func:`as_text`, and "1.0", which a table program makes of 1 in a column with gaps, is "1"."""
-    text = as_text(value)
-    return text if text is None else _WHOLE.sub(r"\1", text)
-
-
-def _clean_map(mapping: Mapping[str, str | None]) -> dict[str, str | None]:
-    return {_label(key) or "": _label(value) for key, value in mapping.items()}
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
-def _shown(values: Sequence[str], limit: int = 6) -> str:
-    more = f" and {len(values) - limit} more" if len(values) > limit else ""
-    return ", ".join(repr(value) for value in values[:limit]) + more

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -19,14 +19,18 @@ from histotl.core.errors import TableError, UsageError
 from histotl.core.progress import Report, Step, silent
 from histotl.core.provenance import Provenance, file_digest
 from histotl.learn.bags import Bags, BagStore
-from histotl.learn.calibrate import calibrate
+from histotl.learn.calibrate import averaged, calibrate
 from histotl.learn.cohort import Cohort, build_cohort, label_counts
 from histotl.learn.config import TrainConfig, check_plugins
 from histotl.learn.fit import Fitted, Labelled, fit
 from histotl.learn.folder import check_folder
 from histotl.learn.gate import Gate
 from histotl.learn.gate_fit import fit_gate
+from histotl.learn.heads.base import Finishing
+from histotl.learn.labels import hard, known_rows
 from histotl.learn.model import Model, save_model
+from histotl.learn.network import Network
+from histotl.learn.objective import with_options
 from histotl.learn.pretrained import Pretrained, choose_aggregator, load_aggregator
 from histotl.learn.scores import validation_scores
 from histotl.learn.task import Task, check_names
@@ -110,12 +114,13 @@ def train(
         report=report,
     )
     gate = _gate(cohort, store, config)
-    model = _model(cohort, store, level, config, fitted, gate, table)
+    model = _finished(_model(cohort, store, level, config, fitted, gate, table), train_set)
     outputs = _outputs(model, val_set.bags)
-    temperatures = calibrate(model.tasks, outputs, val_set.targets)
+    majority = {t.name: hard(val_set.targets[t.name]) for t in model.tasks if t.is_classification}
+    temperatures = calibrate(model.tasks, outputs, majority)
     model = replace(model, temperatures=temperatures)
     validation = validation_scores(model.tasks, outputs, val_set.targets, temperatures, model.facts)
-    save_model(model, out)
+    save_model(without_auxiliary(model), out)
     _write_splits(cohort, model.id_column, out)
     result = TrainResult(
         folder=out,
@@ -212,7 +217,7 @@ def _gate(cohort: Cohort, store: BagStore, config: TrainConfig) -> Gate | None:
     labels = None
     if first is not None:
         target = cases.targets[first.name][rows]
-        labels = np.where(np.isnan(target), -1, target).astype(np.int64)
+        labels = np.nan_to_num(hard(target), nan=-1).astype(np.int64)
     return fit_gate(
         cohort.bags.subset(rows),
         cohort.bags.subset(cases.in_split("val")),
@@ -238,9 +243,9 @@ def _model(
     if not isinstance(table, pd.DataFrame):
         inputs["table"] = file_digest(Path(table), whole=True)
     provenance = Provenance.now(specs={"train": asdict(config)}, inputs=inputs)
-    priors = {name: (np.array(f.counts) / sum(f.counts)).tolist() for name, f in fitted.facts.items()}
+    priors = {name: list(fact.prior) for name, fact in fitted.facts.items()}
     return Model(
-        tasks=cohort.cases.tasks,
+        tasks=fitted.tasks,
         level=level,
         kind=store.kind,
         bag=config.bag,
@@ -260,6 +265,42 @@ def _model(
             "card": None if store.card is None else asdict(store.card),
             "provenance": asdict(provenance),
         },
+    )
+
+
+def _finished(model: Model, train_set: Labelled) -> Model:
+    """With what heads take from the trained networks' answers for the training rows."""
+    wanted = [task for task in model.tasks if isinstance(task.head, Finishing)]
+    if not wanted:
+        return model
+    outputs, done = _outputs(model, train_set.bags), {}
+    for task in wanted:
+        known = known_rows(train_set.targets[task.name])
+        values = averaged(task, outputs[task.name])[known]
+        head = cast("Finishing", task.head).finish(values, train_set.targets[task.name][known])
+        done[task.name] = with_options(task, head)
+    return replace(model, tasks=tuple(done.get(task.name, task) for task in model.tasks))
+
+
+def without_auxiliary(model: Model) -> Model:
+    """The model without the layers and facts of tasks that only helped to learn."""
+    dropped = tuple(task.name for task in model.tasks if task.is_helper)
+    if not dropped:
+        return model
+    architecture = replace(model.architecture, dropped=dropped, adversaries=())
+    members = []
+    for member in model.members:
+        kept = Network(architecture)
+        own = kept.state_dict()
+        kept.load_state_dict({name: value for name, value in member.state_dict().items() if name in own})
+        members.append(kept.eval())
+    return replace(
+        model,
+        architecture=architecture,
+        members=tuple(members),
+        tasks=tuple(task for task in model.tasks if not task.is_helper),
+        facts={name: fact for name, fact in model.facts.items() if name not in dropped},
+        temperatures={name: value for name, value in model.temperatures.items() if name not in dropped},
     )
 
 

@@ -113,7 +113,11 @@ SOURCES = {
                 return Embedder()
         """,
     "head": """
+        from typing import ClassVar
+
         import torch
+
+        from histotl.learn.heads.base import Nature
 
         @register("head", "newcomer")
         @dataclass(frozen=True, kw_only=True)
@@ -122,10 +126,12 @@ SOURCES = {
 
             strength: float = 1.0
 
+            nature: ClassVar[Nature] = Nature(answers="classes", least=2, most=None)
+
             def n_outputs(self, n_classes):
                 return n_classes
 
-            def loss(self, outputs, target, class_weight):
+            def row_losses(self, outputs, target, class_weight):
                 wanted = torch.nn.functional.one_hot(target, outputs.shape[1])
                 return ((self.probabilities(outputs) - wanted) ** 2).sum(1)
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
 
-from histotl.core.errors import TableError
+from histotl.core.errors import TableError, UsageError
+from histotl.learn.labels import known_rows
 from histotl.learn.objective import Objective, class_weights
 from histotl.learn.task import Task
 
@@ -17,17 +18,33 @@ TASKS = (
     Task(name="yes", kind="binary", classes=("n", "y"), weight=2.0),
     Task(name="grade", kind="ordinal", classes=("0", "1", "2", "3")),
     Task(name="size", kind="regression"),
+    *(
+        Task(
+            name=f"grade_{loss.replace('+', '.')}", kind="ordinal", classes=("0", "1", "2", "3"), options={"loss": loss}
+        )
+        for loss in ("coral", "cumulative_link", "ce+regression", "emd2")
+    ),
+    Task(name="size_gaussian", kind="regression", options={"loss": "gaussian_nll"}),
+    Task(name="size_quantile", kind="regression", options={"loss": "quantile"}),
+    Task(name="signs", kind="multilabel", classes=("a", "b", "c")),
+    Task(name="votes", kind="multiclass", votes=("a", "b", "c")),
+    Task(name="os_cox", kind="survival", event="dead"),
+    Task(name="os_discrete", kind="survival", event="dead", options={"loss": "discrete", "bins": 4}),
 )
 
 
 def full_targets(seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    return {
+    found = {
         "type": rng.permutation(np.arange(N) % 3).astype(float),
         "yes": rng.permutation(np.arange(N) % 2).astype(float),
         "grade": rng.permutation(np.arange(N) % 4).astype(float),
         "size": rng.normal(5, 2, N),
+        "signs": rng.integers(0, 2, (N, 3)).astype(float),
+        "votes": rng.dirichlet(np.ones(3), N),
     }
+    os = np.column_stack([rng.exponential(20, N) + 0.1, np.arange(N) % 3 > 0])
+    return {task.name: found.get(task.name, found.get(task.name.split("_")[0], os)) for task in TASKS}
 
 
 def outputs(objective: Objective, n: int = N) -> dict[str, torch.Tensor]:
@@ -38,18 +55,25 @@ def outputs(objective: Objective, n: int = N) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("task", [task.name for task in TASKS])
 def test_unlabelled_rows_count_exactly_as_absent_ones(task: str) -> None:
     targets = full_targets()
+    targets[task] = targets[task].copy()
     targets[task][np.random.default_rng(1).random(N) < 0.5] = np.nan
     objective = Objective(TASKS, targets)
-    found, keep = outputs(objective), torch.from_numpy(np.flatnonzero(~np.isnan(targets[task])))
+    found, keep = outputs(objective), torch.from_numpy(np.flatnonzero(known_rows(targets[task])))
     masked = objective.losses(found, objective.tensor(targets))[task]
-    absent = objective.losses({n: o[keep] for n, o in found.items()}, objective.tensor(targets)[keep])[task]
+    rows = found[task].detach()[keep].requires_grad_()
+    absent = objective.losses(
+        {n: rows if n == task else o[keep] for n, o in found.items()}, objective.tensor(targets)[keep]
+    )[task]
     assert torch.equal(masked, absent)
     masked.backward()
+    absent.backward()
     gradient = found[task].grad
     assert gradient is not None
-    lost = np.isnan(targets[task])
+    assert torch.equal(gradient[keep], rows.grad)
+    lost = ~known_rows(targets[task])
     assert (gradient[torch.from_numpy(lost)] == 0).all()
-    assert (gradient[torch.from_numpy(~lost)] != 0).any(dim=1).all()
+    # Who was last seen before the first event is in no risk set.
+    assert task == "os_cox" or (gradient[torch.from_numpy(~lost)] != 0).any(dim=1).all()
 
 
 @pytest.mark.parametrize("task", [task.name for task in TASKS])
@@ -57,7 +81,7 @@ def test_a_batch_without_a_label_of_a_task_is_a_batch_without_the_task(task: str
     targets = full_targets()
     with_task, without = Objective(TASKS, targets), Objective([t for t in TASKS if t.name != task], targets)
     batch = with_task.tensor(targets)
-    batch[:, [t.name for t in TASKS].index(task)] = torch.nan
+    batch[:, with_task.column(task)] = torch.nan
     found = outputs(with_task)
     losses = with_task.losses(found, batch)
     assert task not in losses
@@ -86,7 +110,7 @@ def test_the_constant_predictor_has_the_prior_loss() -> None:
         constant = {"type": torch.log(torch.tensor(share, dtype=torch.float32)).expand(N, 3)}
         zeros = {name: torch.zeros(N, o) for name, o in objective.n_outputs()} | constant
         losses = objective.losses(zeros, objective.tensor(targets))
-        for name in ("type", "yes", "size"):
+        for name in ("type", "yes", "size", "size_gaussian", "size_quantile", "os_cox"):
             assert float(losses[name]) == pytest.approx(objective.facts[name].prior_loss, rel=1e-5)
     assert Objective(TASKS, full_targets()).facts["yes"].prior_loss == pytest.approx(math.log(2))
 
@@ -111,3 +135,88 @@ def test_numbers_beyond_squaring_are_refused() -> None:
     task = Task(name="x", kind="regression")
     with pytest.raises(TableError, match="too large"):
         Objective([task], {"x": np.array([0.0, 1e300])})
+
+
+@pytest.mark.parametrize("task", [task.name for task in TASKS])
+def test_no_constant_costs_less_than_the_prior_loss_and_one_costs_as_much(task: str) -> None:
+    one = next(t for t in TASKS if t.name == task)
+    targets = full_targets()
+    for balance in ("balanced", "effective", "none"):
+        objective = Objective([one], targets, class_balance=balance)  # type: ignore[arg-type]
+        constant = torch.zeros(objective.n_outputs()[0][1], requires_grad=True)
+        batch, search = objective.tensor(targets), torch.optim.Adam([constant], lr=0.05)
+        prior, least = objective.facts[task].prior_loss, math.inf
+        for _ in range(400):
+            loss = objective.losses({task: constant.expand(N, -1)}, batch)[task]
+            least = min(least, loss.item())
+            search.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            search.step()
+        if one.nature.answers == "number":
+            # Its constant predictor is the mean (and normal quantiles), not the best number for the loss.
+            zeros = objective.losses({task: torch.zeros(N, len(constant))}, batch)[task].item()
+            assert prior == pytest.approx(zeros, rel=1e-5)
+            assert least <= prior + 1e-6
+        else:
+            assert prior == pytest.approx(least, rel=2e-3)
+
+
+def test_an_unknown_label_of_several_counts_as_absent() -> None:
+    task = next(t for t in TASKS if t.name == "signs")
+    targets = {"signs": full_targets()["signs"].copy()}
+    targets["signs"][np.random.default_rng(0).random((N, 3)) < 0.4] = np.nan
+    objective = Objective([task], targets, class_balance="none")
+    found, y = outputs(objective)["signs"], objective.tensor(targets)
+    loss = objective.losses({"signs": found}, y)["signs"]
+    known = ~torch.isnan(y)
+    entries = torch.nn.functional.binary_cross_entropy_with_logits(found[known], y[known])
+    torch.testing.assert_close(loss, entries)
+    (gradient,) = torch.autograd.grad(loss, found)
+    assert (gradient[~known] == 0).all()
+    assert (gradient[known] != 0).all()
+
+
+def test_effective_weights_lie_between_none_and_balanced_and_keep_the_total() -> None:
+    counts = np.array([5000, 400, 20])
+    weights = class_weights(counts, "effective")
+    assert (weights * counts).sum() == pytest.approx(counts.sum())
+    # Cui et al. 2019: in proportion to (1 - beta) / (1 - beta^n).
+    expected = (1 - 0.999) / (1 - 0.999**counts)
+    np.testing.assert_allclose(weights / weights[0], expected / expected[0])
+    balanced = class_weights(counts)
+    assert 1 < weights[2] / weights[0] < balanced[2] / balanced[0]
+    np.testing.assert_array_equal(class_weights(counts, "none"), 1)
+
+
+def test_logit_adjustment_adds_the_log_prior_in_training() -> None:
+    target = np.repeat([0.0, 1.0, 2.0], [50, 8, 2])
+    task = Task(name="t", kind="multiclass", classes=("a", "b", "c"))
+    objective = Objective([task], {"t": target}, class_balance="logit_adjust")
+    found = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    prior = np.bincount(target.astype(int)) / 60
+    loss = objective.losses({"t": found}, objective.tensor({"t": target}))["t"]
+    plain = torch.nn.functional.cross_entropy(
+        found + torch.tensor(np.log(prior), dtype=torch.float32), torch.from_numpy(target).long()
+    )
+    torch.testing.assert_close(loss, plain)
+    facts = objective.facts["t"]
+    assert facts.prior == pytest.approx(prior)
+    assert facts.implied == pytest.approx([1 / 3] * 3)
+    assert facts.prior_loss == pytest.approx(-(prior * np.log(prior)).sum())
+    with pytest.raises(UsageError, match="no logits to adjust"):
+        Objective([TASKS[2]], full_targets(), class_balance="logit_adjust")
+
+
+def test_a_task_has_its_own_class_balance() -> None:
+    target = np.repeat([0.0, 1.0], [30, 10])
+    task = Task(name="t", kind="binary", classes=("a", "b"), class_balance="none")
+    assert Objective([task], {"t": target}).facts["t"].class_weight == ()
+
+
+def test_auxiliary_tasks_do_not_choose_the_checkpoint() -> None:
+    main, helper = TASKS[1], Task(name="size", kind="regression", auxiliary=True)
+    objective = Objective([main, helper], full_targets())
+    losses = objective.losses(outputs(objective), objective.tensor(full_targets()))
+    assert objective.total(losses) == objective.total({"yes": losses["yes"]})
+    assert objective.total({"size": losses["size"]}) > 0
+    assert objective.joined(losses) > objective.total(losses)

@@ -12,10 +12,11 @@ import pytest
 from histotl.core.errors import CorruptFileError, IdentityError, StoreError, TableError, UsageError
 from histotl.core.progress import Step
 from histotl.learn.bags import BagStore
+from histotl.learn.columns import columns_of
 from histotl.learn.config import PredictConfig, TrainConfig
 from histotl.learn.model import load_model
 from histotl.learn.predict import predict
-from histotl.learn.predictions import columns_of, read_predictions
+from histotl.learn.predictions import read_predictions
 from histotl.learn.task import Task, parse_task
 from histotl.learn.train import train
 from histotl.store.tile_scores import read_tile_scores
