@@ -9,7 +9,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 from benchmarks.speed.harness import Case, Figure, case
 from benchmarks.speed.inputs import Inputs
-from histotl.evaluate.intervals import Estimate, Resamples, estimate
+from histotl.core.intervals import Estimate, Resamples, estimate
 from histotl.evaluate.metrics import balanced_accuracy
 from histotl.learn.bags import Bags
 from histotl.learn.config import TrainConfig

@@ -20,6 +20,7 @@ from histotl.core.provenance import file_digest
 from histotl.embed.config import EmbedConfig, TileConfig
 from histotl.evaluate.config import EvaluateConfig
 from histotl.learn.config import PredictConfig, TrainConfig, check_plugins
+from histotl.learn.explain_config import ExplainConfig
 from histotl.paint.config import PaintConfig
 
 if TYPE_CHECKING:
@@ -251,6 +252,13 @@ def _predict(step: RecipeStep, report: Report) -> Outcome:
     return Outcome(ok=True, message=f"→ {step.out / 'predictions.csv'}")
 
 
+def _explain(step: RecipeStep, report: Report) -> Outcome:
+    from histotl.learn.explaining import explain
+
+    found = explain(step.places["model"], step.places["features"], step.out, config=step.configs[0], report=report)
+    return Outcome(ok=True, message=f"{found.slides} slides → {step.out / 'tile_scores'}")
+
+
 def _evaluate(step: RecipeStep, report: Report) -> Outcome:
     from histotl.evaluate.stage import evaluate_predictions
 
@@ -276,6 +284,12 @@ VERBS: Mapping[str, _Verb] = {
         configs=(PredictConfig,),
         call=_predict,
         makes=("predictions.csv", "predictions.json"),
+    ),
+    "explain": _Verb(
+        places=("model", "features", "out"),
+        configs=(ExplainConfig,),
+        call=_explain,
+        makes=("explanation.json",),
     ),
     "evaluate": _Verb(
         places=("predictions", "table", "out"),

@@ -45,6 +45,7 @@ PLUGIN_FOLDERS: Mapping[str, str] = {
     "sharing": "histotl.learn.sharing",
     "balancing": "histotl.learn.balancing",
     "ood": "histotl.learn.ood",
+    "explain": "histotl.learn.explain",
 }
 """Kind of plug-in -> the package whose files are its plug-ins."""
 

@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from histotl.core.intervals import CONFIDENCE, Estimate
 from histotl.core.provenance import Provenance
 from histotl.embed.summary import SlideQuality
 from histotl.evaluate.config import EvaluateConfig
 from histotl.evaluate.gate import Gate, Selective
-from histotl.evaluate.intervals import CONFIDENCE, Estimate
 from histotl.evaluate.results import MEANINGS, ReliabilityBin, TaskResult
 
 SCHEMA = 1

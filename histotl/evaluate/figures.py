@@ -17,8 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from histotl.core.intervals import Estimate
 from histotl.evaluate.gate import Gate, Selective
-from histotl.evaluate.intervals import Estimate
 from histotl.evaluate.results import ReliabilityBin, TaskResult
 
 BLUE, ORANGE, GREEN, PURPLE, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#AA3377", "#8A94A0", "#1F2933"

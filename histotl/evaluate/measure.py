@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
+from histotl.core.intervals import Estimate, Resamples, estimate
 from histotl.evaluate import calibration, metrics, ranking
-from histotl.evaluate.intervals import Estimate, Resamples, estimate
 from histotl.evaluate.metrics import Floats, Ints
 from histotl.evaluate.results import FEW, FEW_UNITS, Answers, ClassRecall, ReliabilityBin, TaskResult
 

@@ -9,8 +9,8 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
+from histotl.core.intervals import Estimate
 from histotl.evaluate import metrics
-from histotl.evaluate.intervals import Estimate
 from histotl.evaluate.metrics import Floats, Ints
 
 FEW = 20

@@ -78,6 +78,11 @@ class Model:
     gate: Gate | None
     extra: Mapping[str, object]
 
+    def setting(self, name: str) -> object:
+        """A field of the configuration that it was trained with; None when it is not known."""
+        config = self.extra.get("config")
+        return config.get(name) if isinstance(config, dict) else None
+
     def to(self, device: torch.device) -> Model:
         """Move the networks; the gate stays on the CPU."""
         return replace(self, members=tuple(member.to(device) for member in self.members))

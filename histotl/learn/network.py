@@ -103,6 +103,10 @@ class Network(nn.Module):
         shared = self.sharing((bags - self.bag_mean) / self.bag_std)
         return {name: head(shared[:, i]) for i, (name, head) in enumerate(zip(self.names, self.heads, strict=True))}
 
+    def bias(self, task: str) -> torch.Tensor:
+        """(o,): what the task's linear layer adds."""
+        return cast("nn.Linear", self.heads[self.names.index(task)]).bias
+
     def forward(self, x: torch.Tensor, offsets: torch.Tensor, coords: torch.Tensor | None = None) -> Output:
         """Float32 (N, D) tiles of packed bags into outputs."""
         pooled = self.pool(x, offsets, coords)

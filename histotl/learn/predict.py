@@ -82,7 +82,7 @@ def predict(
     config, model_folder, out = config or PredictConfig(), Path(model), Path(out)
     check_folder(out)
     loaded = load_model(model_folder).to(choose_device(config.device))
-    keep = config.keep or str(_setting(loaded, "keep") or "")
+    keep = config.keep or str(loaded.setting("keep") or "")
     store = BagStore.open(features, backbone=config.backbone, views=config.tta, keep=keep)
     if store.kind != loaded.kind:
         raise IdentityError(
@@ -124,7 +124,7 @@ def choose(model: Model, store: BagStore, config: PredictConfig) -> Chosen:
             cure = f"add --table TABLE.csv with the columns {store.id_column} and {model.bag}"
             raise TableError(f"the model answers for bags by {model.bag!r}, and no table says which", hint=cure)
         return Chosen(ids=store.ids, bags=store.bags([[i] for i in range(len(store.ids))]))
-    id_column = str(_setting(model, "id_column") or store.id_column)
+    id_column = str(model.setting("id_column") or store.id_column)
     frame = with_ids(read_table(config.table), id_column)
     names = column(frame, id_column, flag="--id-column of train")
     owners = column(frame, model.bag, flag="--bag of train") if model.bag else names
@@ -146,7 +146,7 @@ def _wanted(model: Model, frame: pd.DataFrame, config: PredictConfig) -> list[bo
     """Whether each row of the table is of the splits that were asked for."""
     if not config.splits:
         return [True] * len(frame)
-    name = str(_setting(model, "split_column") or "split")
+    name = str(model.setting("split_column") or "split")
     splits = [(split or "").lower() for split in column(frame, name, flag="--split-column of train")]
     if not set(splits) & set(config.splits):
         held = ", ".join(sorted(set(splits) - {""})) or "none"
@@ -267,11 +267,6 @@ def _pairs(frame: pd.DataFrame, id_column: str) -> Iterator[tuple[str, str]]:
         yield name or "", split or ""
 
 
-def _setting(model: Model, name: str) -> object:
-    config = model.extra.get("config")
-    return config.get(name) if isinstance(config, dict) else None
-
-
 def _meta(
     model: Model, folder: Path, features: Path | str, config: PredictConfig, views: ViewSpec | None
 ) -> dict[str, object]:
@@ -284,7 +279,7 @@ def _meta(
         "level": model.level,
         "kind": model.kind,
         "bag": model.bag,
-        "table_id_column": "" if model.bag else str(_setting(model, "id_column") or ""),
+        "table_id_column": "" if model.bag else str(model.setting("id_column") or ""),
         "features": str(features),
         "backbone": config.backbone,
         "tta": None if views is None else asdict(views),

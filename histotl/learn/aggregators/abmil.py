@@ -57,4 +57,4 @@ class AbmilModule(nn.Module):
         v, u = self.gates(h).chunk(2, dim=1)
         scores = self.score(torch.tanh(v) * torch.sigmoid(u))[:, 0]
         weights = segment_softmax(scores, offsets)
-        return Aggregated(bags=segment_weighted_sum(h, weights, offsets), weights=weights)
+        return Aggregated(bags=segment_weighted_sum(h, weights, offsets), weights=weights, values=h)
