@@ -17,6 +17,7 @@ from histotl.core.progress import Report, Step, silent
 from histotl.core.provenance import Provenance, file_digest
 from histotl.learn.bags import Bags, BagStore, Packed
 from histotl.learn.config import PredictConfig
+from histotl.learn.decisions import Decision, set_columns, slide_means
 from histotl.learn.folder import check_folder
 from histotl.learn.gate import GateScores
 from histotl.learn.gate_fit import mean_vectors
@@ -29,7 +30,7 @@ from histotl.learn.predictions import (
     write_predictions,
 )
 from histotl.learn.reading import column, read_table, with_ids
-from histotl.learn.scores import decide, entropy
+from histotl.learn.scores import entropy
 from histotl.learn.train import SPLITS_NAME
 from histotl.store.embeddings import ViewSpec
 from histotl.store.tile_scores import write_tile_scores
@@ -166,9 +167,9 @@ def _block(model: Model, packed: Packed, views: Iterable[Packed], ids: tuple[str
     answers = _mean_answers(model.answer(each) for each in chain((packed,), views))
     slides = answers
     if model.level == "tile" and model.kind == "slides":
-        tasks, plain = (_slide_means(found, offsets) for found in (answers.tasks, answers.uncalibrated))
+        tasks, plain = (slide_means(found, offsets) for found in (answers.tasks, answers.uncalibrated))
         slides = Answers(tasks=tasks, uncalibrated=plain)
-    columns = _answers(model, slides)
+    columns = _answers(model, slides, ids)
     gate = None
     if model.gate is not None:
         gate = model.gate.score(mean_vectors(packed.x, offsets), packed.x, offsets)
@@ -205,23 +206,19 @@ def _added(one: Answers, other: Answers) -> Answers:
     return Answers(tasks=tasks, uncalibrated=plain, weights=weights)
 
 
-def _slide_means(
-    tiles: dict[str, npt.NDArray[np.float64]], offsets: npt.NDArray[np.int64]
-) -> dict[str, npt.NDArray[np.float64]]:
-    return {n: np.add.reduceat(v, offsets[:-1], axis=0) / np.diff(offsets)[:, None] for n, v in tiles.items()}
-
-
-def _answers(model: Model, answers: Answers) -> Columns:
+def _answers(model: Model, answers: Answers, ids: tuple[str, ...]) -> Columns:
     columns: Columns = {}
     for task in model.tasks:
         values = answers.tasks[task.name]
+        sets = set_columns(task, values, model.decisions.get(task.name, Decision()), ids)
         if not task.is_classification:
-            columns[task.name] = values[:, 0]
+            columns |= {task.name: values[:, 0], **sets}
             continue
-        columns[task.name] = np.array(task.classes, dtype=object)[decide(task, values)]
+        columns[task.name] = np.array(task.classes, dtype=object)[model.decide(task, values)]
         columns |= {probability_column(task, name): values[:, i] for i, name in enumerate(task.classes)}
         if task.kind == "ordinal":
             columns[f"{task.name}:expected"] = values @ np.arange(task.n_classes)
+        columns |= sets
         plain = answers.uncalibrated[task.name]
         names = [f"{probability_column(task, name)}{UNCALIBRATED}" for name in task.classes]
         columns |= {name: plain[:, i] for i, name in enumerate(names)}
@@ -285,5 +282,6 @@ def _meta(
         "tta": None if views is None else asdict(views),
         "aggregator": model.architecture.aggregator,
         "alpha": None if model.gate is None else model.gate.alpha,
+        "decisions": {name: found.to_dict() for name, found in model.decisions.items()},
         "provenance": asdict(provenance),
     }

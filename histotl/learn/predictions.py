@@ -2,10 +2,11 @@
 
 ``predictions.csv`` has one row a slide (first column ``slide_id``), a patch (``path``), or a bag of patches (the column
 that gathered them). Classification tasks give ``<task>`` (the class) and ``<task>:<class>`` (probabilities that sum to
-1; with ``:uncalibrated`` behind it the one before temperature scaling), ordinal ones also ``<task>:expected`` (mean
-grade index, 0 = lowest), regression ``<task>``. ``ood_score``, ``ood_p``, ``ood_flag`` and ``ood_<statistic>`` are the
-gate's, ``failure_score`` is the entropy of the first classification task, ``model_split`` the part that the row had in
-training (empty for rows that the model never saw).
+1; with ``:uncalibrated`` behind it the one before calibration) and ``<task>:set`` (classes that hold the true one as
+often as training was asked for, joined by ``;``), ordinal ones also ``<task>:expected`` (mean grade index, 0 = lowest),
+regression ``<task>`` with the ends ``<task>:low`` and ``<task>:high`` of such an interval. ``ood_score``, ``ood_p``,
+``ood_flag`` and ``ood_<statistic>`` are the gate's, ``failure_score`` is the entropy of the first classification task,
+``model_split`` the part that the row had in training (empty for rows that the model never saw).
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ import pandas as pd
 
 from histotl.core.atomic import atomic_path, write_text
 from histotl.core.errors import TableError
+from histotl.learn.decisions import SET
 from histotl.learn.task import Task, task_from_dict
 
 TABLE_NAME, META_NAME, TILE_FOLDER = "predictions.csv", "predictions.json", "tile_scores"
 SCHEMA = 1
 UNCALIBRATED = ":uncalibrated"
-"""End of the names of columns with the probabilities before temperature scaling."""
+"""End of the names of columns with the probabilities before calibration."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,6 +94,7 @@ def read_predictions(folder: Path | str) -> Predictions:
         # A class may be called "None" or "NA": only empty cells are missing.
         text = dict.fromkeys([id_column, "ood_flag", "model_split", *(str(entry["name"]) for entry in entries)], str)
         text = {name: kind for name, kind in text.items() if _is_text(name, entries)}
+        text |= {f"{entry['name']}{SET}": str for entry in entries}
         frame = pd.read_csv(folder / TABLE_NAME, dtype=text, keep_default_na=False, na_values=[""])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TableError(f"{folder} is no predictions folder: {error}", hint=cure) from error
@@ -112,7 +115,7 @@ def read_predictions(folder: Path | str) -> Predictions:
 
 def _refuse_words(frame: pd.DataFrame, tasks: Sequence[Task], path: Path) -> None:
     """Raise if a column of numbers holds something else."""
-    texts = {"ood_flag", *(task.name for task in tasks if task.is_classification)}
+    texts = {"ood_flag", *(task.name + end for task in tasks if task.is_classification for end in ("", SET))}
     ours = tuple(f"{task.name}:" for task in tasks)
     values = {"failure_score", "n_tiles", *(task.name for task in tasks if not task.is_classification)}
     for name in frame.columns:

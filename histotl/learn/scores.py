@@ -9,20 +9,11 @@ import numpy.typing as npt
 import torch
 from sklearn.metrics import roc_auc_score
 
-from histotl.learn.calibrate import averaged, negative_log_likelihood
+from histotl.learn.calibrate import negative_log_likelihood
+from histotl.learn.calibrators import Calibration, Temperature, averaged
+from histotl.learn.decisions import Decision, decide
 from histotl.learn.objective import Targets, TaskFacts
 from histotl.learn.task import Task
-
-
-def decide(task: Task, probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Class of each row: the median grade of an ordinal task, else the most probable class.
-
-    The median is the grade of least expected distance, and what CORN's own rule (P(above) > 0.5) gives.
-    """
-    if task.kind != "ordinal":
-        return np.asarray(probabilities.argmax(axis=1), dtype=np.int64)
-    below = np.cumsum(probabilities, axis=1)[:, :-1] < 0.5
-    return np.asarray(below.sum(axis=1), dtype=np.int64)
 
 
 def entropy(probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -35,8 +26,9 @@ def validation_scores(
     tasks: Sequence[Task],
     outputs: Mapping[str, Sequence[torch.Tensor]],
     targets: Targets,
-    temperatures: Mapping[str, float],
+    calibrations: Mapping[str, Calibration],
     facts: Mapping[str, TaskFacts],
+    decisions: Mapping[str, Decision],
 ) -> dict[str, dict[str, float]]:
     """Task -> metric -> value on the labelled validation rows.
 
@@ -44,8 +36,9 @@ def validation_scores(
         tasks: What is predicted.
         outputs: Task name -> outputs of each member (n, o).
         targets: Task name -> (n,).
-        temperatures: Task name -> temperature.
+        calibrations: Task name -> what makes its probabilities come true.
         facts: Scale of regression labels.
+        decisions: Task name -> how its class is chosen.
     """
     scores: dict[str, dict[str, float]] = {}
     for task in tasks:
@@ -53,7 +46,8 @@ def validation_scores(
         target, rows = targets[task.name][known], [o[torch.from_numpy(known)] for o in outputs[task.name]]
         found: dict[str, float] = {"n": float(len(known))}
         if len(known) and task.is_classification:
-            found |= _classification(task, rows, target.astype(np.int64), temperatures.get(task.name, 1.0))
+            calibration = calibrations.get(task.name, Temperature())
+            found |= _classification(task, rows, target.astype(np.int64), calibration, decisions.get(task.name))
         elif len(known):
             values = averaged(task, rows)[:, 0] * facts[task.name].std + facts[task.name].mean
             found["mae"] = float(np.abs(values - target).mean())
@@ -63,10 +57,14 @@ def validation_scores(
 
 
 def _classification(
-    task: Task, rows: Sequence[torch.Tensor], target: npt.NDArray[np.int64], temperature: float
+    task: Task,
+    rows: Sequence[torch.Tensor],
+    target: npt.NDArray[np.int64],
+    calibration: Calibration,
+    decision: Decision | None,
 ) -> dict[str, float]:
-    p = averaged(task, rows, temperature)
-    predicted = decide(task, p)
+    p = calibration.probabilities(task, rows)
+    predicted = decide(task, p, decision)
     recalls = [float((predicted[target == c] == c).mean()) for c in np.unique(target)]
     found = {
         "balanced_accuracy": float(np.mean(recalls)),

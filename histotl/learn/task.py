@@ -73,7 +73,7 @@ class Task:
         n, where = len(self.classes), f"task {self.name!r}"
         if len(set(self.classes)) < n or "" in self.classes:
             raise UsageError(f"{where}: classes {self.classes} repeat or are empty", hint="name every class once")
-        taken = [c for c in self.classes if c.endswith(":uncalibrated") or (self.kind, c) == ("ordinal", "expected")]
+        taken = [c for c in self.classes if c.endswith(":uncalibrated") or c in self._own_columns]
         if taken:
             raise UsageError(f"{where}: class {taken[0]!r} would take another column's name", hint="rename it in map=")
         if self.kind == "binary" and n != 2:
@@ -91,6 +91,11 @@ class Task:
             near = difflib.get_close_matches(strangers[0], self.classes, n=1)
             cure = f"did you mean {near[0]}?" if near else f"map to one of {', '.join(self.classes)}, or to None"
             raise UsageError(f"{where}: map gives {strangers[0]!r}, which is no class", hint=cure)
+
+    @property
+    def _own_columns(self) -> tuple[str, ...]:
+        """Ends of the names of columns that predictions have beside those of the classes."""
+        return ("set", "expected") if self.kind == "ordinal" else ("set",)
 
     @property
     def is_classification(self) -> bool:

@@ -20,8 +20,10 @@ from histotl.core.progress import Report, Step, silent
 from histotl.core.provenance import Provenance, file_digest
 from histotl.learn.bags import Bags, BagStore
 from histotl.learn.calibrate import calibrate
+from histotl.learn.calibrators import to_dict
 from histotl.learn.cohort import Cohort, build_cohort, label_counts
 from histotl.learn.config import TrainConfig, check_plugins
+from histotl.learn.decisions import fit_decisions, slide_means
 from histotl.learn.fit import Fitted, Labelled, fit
 from histotl.learn.folder import check_folder
 from histotl.learn.gate import Gate
@@ -100,9 +102,14 @@ def train(
     gate = _gate(cohort, store, config)
     model = _model(cohort, store, level, config, fitted, gate, table)
     outputs = _outputs(model, val_set.bags)
-    temperatures = calibrate(model.tasks, outputs, val_set.targets)
-    model = replace(model, temperatures=temperatures)
-    validation = validation_scores(model.tasks, outputs, val_set.targets, temperatures, model.facts)
+    calibrated = calibrate(model.tasks, outputs, val_set.targets, config.calibration)
+    model = replace(model, calibrations=calibrated.calibrations)
+    model, notes = _with_decisions(model, cohort, config)
+    for name, note in [*calibrated.notes.items(), *notes.items()]:
+        report(Step(stage="train", message=f"{name}: {note}"))
+    validation = validation_scores(
+        model.tasks, outputs, val_set.targets, model.calibrations, model.facts, model.decisions
+    )
     save_model(model, out)
     _write_splits(cohort, model.id_column, out)
     result = TrainResult(
@@ -114,7 +121,7 @@ def train(
         learning_rate=fitted.learning_rate,
         seconds=round(time.monotonic() - began, 2),
     )
-    _write_training(result, cohort, fitted, temperatures, out)
+    _write_training(result, cohort, fitted, model, {"calibration": calibrated.notes, "decision": notes}, out)
     return result
 
 
@@ -227,7 +234,8 @@ def _model(
         architecture=fitted.architecture,
         members=fitted.members,
         facts=fitted.facts,
-        temperatures={},
+        calibrations={},
+        decisions={},
         gate=gate,
         extra={
             "config": asdict(config),
@@ -239,6 +247,29 @@ def _model(
             "provenance": asdict(provenance),
         },
     )
+
+
+def _with_decisions(model: Model, cohort: Cohort, config: TrainConfig) -> tuple[Model, dict[str, str]]:
+    """The model with thresholds and sets from the validation cases, answered as ``predict`` would; and notes."""
+    cases = cohort.cases
+    rows = cases.in_split("val")
+    bags, parts = cohort.bags.subset(rows), []
+    for chunk in bags.chunks(EVAL_ROWS):
+        packed = bags.gather(chunk)
+        found = model.answer(packed).tasks
+        of_tiles = model.level == "tile" and model.kind == "slides"
+        parts.append(slide_means(found, packed.offsets.numpy()) if of_tiles else found)
+    decisions, notes = fit_decisions(
+        model.tasks,
+        {task.name: np.concatenate([part[task.name] for part in parts]) for task in model.tasks},
+        {name: target[rows] for name, target in cases.targets.items()},
+        ids=[cases.ids[row] for row in rows],
+        patients=[cases.patients[row] for row in rows],
+        threshold=config.threshold,
+        coverage=config.coverage,
+        sets=config.sets,
+    )
+    return replace(model, decisions=decisions), notes
 
 
 def _outputs(model: Model, bags: Bags) -> dict[str, list[torch.Tensor]]:
@@ -265,14 +296,17 @@ def _write_splits(cohort: Cohort, id_column: str, out: Path) -> None:
 
 
 def _write_training(
-    result: TrainResult, cohort: Cohort, fitted: Fitted, temperatures: Mapping[str, float], out: Path
+    result: TrainResult, cohort: Cohort, fitted: Fitted, model: Model, notes: Mapping[str, object], out: Path
 ) -> None:
+    calibrations = {name: to_dict(found) for name, found in model.calibrations.items()}
+    decisions = {name: found.to_dict() for name, found in model.decisions.items()}
+    chosen = {"learning_rate": fitted.learning_rate, "steps": fitted.steps}
     content = {
         "level": result.level,
         "cases": result.cases,
         "label_counts": label_counts(cohort.cases),
         "notes": result.notes,
-        "chosen": {"learning_rate": fitted.learning_rate, "steps": fitted.steps, "temperatures": dict(temperatures)},
+        "chosen": {**chosen, "calibrations": calibrations, "decisions": decisions, "notes": notes},
         "tried": {f"{rate:g}": loss for rate, loss in fitted.tried.items()},
         "validation": result.validation,
         "history": fitted.history,
