@@ -30,6 +30,7 @@ class Source:
         model: Path and digest of the model.
         aggregator: How the tiles of a slide became one vector.
         alpha: Share of in-distribution cases that the gate may flag; None without a gate.
+        decisions: Sentences on how validation had answers decided: thresholds, and coverage of sets.
     """
 
     level: str = ""
@@ -41,6 +42,7 @@ class Source:
     model: str = ""
     aggregator: str = ""
     alpha: float | None = None
+    decisions: tuple[str, ...] = ()
 
     @property
     def backbone_name(self) -> str:

@@ -10,12 +10,13 @@ from histotl.evaluate.results import FEW, FEW_UNITS
 
 
 def methods_text(evidence: Evidence) -> tuple[str, ...]:
-    """Paragraphs: features, evaluation set, intervals, metrics."""
+    """Paragraphs: features, evaluation set, intervals, metrics, decisions, gate."""
     paragraphs = (
         _features(evidence.source),
         _rows(evidence),
         _intervals(evidence),
         _metrics(evidence),
+        _decided(evidence.source),
         _gate(evidence),
     )
     return tuple(paragraph for paragraph in paragraphs if paragraph)
@@ -99,6 +100,13 @@ def _metrics(evidence: Evidence) -> str:
         "for two classes and from 0 to 2 (summed over classes) for more. In a two-class task the second class counts "
         "as positive."
     )
+
+
+def _decided(source: Source) -> str:
+    if not source.decisions:
+        return ""
+    sets = "Sets and intervals are conformal; every patient of validation counts the same."
+    return " ".join([*source.decisions, *([sets] if any("coverage" in text for text in source.decisions) else [])])
 
 
 def _gate(evidence: Evidence) -> str:

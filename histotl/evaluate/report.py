@@ -26,7 +26,14 @@ from histotl.evaluate.slides import SlideCard
 LEAD: Final = {"binary": "auroc", "ordinal": "quadratic_kappa", "regression": "mae"}
 """Metric shown large at the top, by kind; balanced accuracy for the others."""
 
-_BOUNDED: Final = frozenset(MEANINGS) - {"mae", "nll", "grade_mae", "expected_grade_mae"}
+_BOUNDED: Final = frozenset(MEANINGS) - {
+    "mae",
+    "nll",
+    "grade_mae",
+    "expected_grade_mae",
+    "set_size",
+    "interval_width",
+}
 """Metrics that are drawn on a scale from 0 to 1."""
 
 

@@ -66,6 +66,15 @@ MEANINGS: Mapping[str, Meaning] = MappingProxyType(
             label="Brier score", better="lower", text="0 to 1 for two classes, 0 to 2 (summed over classes) for more"
         ),
         "nll": Meaning(label="NLL", better="lower", text="negative log likelihood, nats"),
+        "set_coverage": Meaning(
+            label="Coverage of sets",
+            better="higher",
+            text="share of rows whose set or interval holds the truth",
+        ),
+        "set_size": Meaning(label="Size of sets", better="lower", text="mean number of classes in a conformal set"),
+        "interval_width": Meaning(
+            label="Width of intervals", better="lower", text="mean width of the conformal interval, unit of the value"
+        ),
     }
 )
 
@@ -82,8 +91,10 @@ class Answers:
         truth: Class index or value (n,).
         predicted: Predicted class index or value (n,).
         probability: (n, k) for classes, None for regression.
-        uncalibrated: Probabilities before temperature scaling (n, k), when they are known.
+        uncalibrated: Probabilities before calibration (n, k), when they are known.
         expected: Expected grade of an ordinal task (n,), when it is known.
+        covered: Whether the conformal set or interval holds the truth, 0 or 1 (n,), when there are sets.
+        set_size: Classes in the set, or width of the interval (n,).
         unit: Index of each row's patient (n,).
     """
 
@@ -97,6 +108,8 @@ class Answers:
     unit: Ints
     uncalibrated: Floats | None = None
     expected: Floats | None = None
+    covered: Floats | None = None
+    set_size: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.truth)
@@ -140,8 +153,8 @@ class TaskResult:
         recalls: One a class.
         confusion: Counts (k, k), rows are the truth; None for regression.
         reliability: Bins as the model states its probabilities.
-        reliability_before: Bins before temperature scaling, when known.
-        ece_before: ECE before temperature scaling, when known.
+        reliability_before: Bins before calibration, when known.
+        ece_before: ECE before calibration, when known.
         notes: What a reader must know before believing the intervals.
     """
 

@@ -14,6 +14,7 @@ from histotl.evaluate.cases import build, refuse_shared_patients, refuse_trained
 from histotl.evaluate.config import EvaluateConfig
 from histotl.evaluate.metrics import Floats
 from histotl.evaluate.results import Answers
+from histotl.learn.decisions import HIGH, LOW, SET
 from histotl.learn.predictions import Predictions, probability_column
 from histotl.learn.task import Task, as_text
 
@@ -21,7 +22,7 @@ OUTSIDE = "(not in the table)"
 OOD_SPLIT = "ood"
 TRAIN_SPLIT = "train"
 UNCALIBRATED = ":uncalibrated"
-"""End of the optional columns with the probabilities before temperature scaling."""
+"""End of the optional columns with the probabilities before calibration."""
 
 _TRUE = ("1", "true", "yes", "y", "ood")
 
@@ -115,6 +116,8 @@ def answers_of(task: Task, joined: Joined) -> Answers | None:
         probability=None,
         unit=unit,
     )
+    covered, size = _sets(frame, task, truth[kept]) or (None, None)
+    answers = dataclasses.replace(answers, covered=covered, set_size=size)
     if not task.is_classification:
         return answers
     before = [f"{probability_column(task, name)}{UNCALIBRATED}" for name in task.classes]
@@ -138,7 +141,7 @@ def majority_of(task: Task, answers: Answers, joined: Joined, config: EvaluateCo
     if not len(seen):
         seen, source = answers.truth, config.split
     n, k = len(answers), task.n_classes
-    blind = dataclasses.replace(answers, probability=None, expected=None, uncalibrated=None)
+    blind = dataclasses.replace(answers, probability=None, expected=None, uncalibrated=None, covered=None)
     if answers.probability is None:
         return dataclasses.replace(blind, predicted=np.full(n, seen.mean())), source
     shares = np.bincount(seen.astype(np.int64), minlength=k) / len(seen)
@@ -195,6 +198,20 @@ def _numbers(frame: pd.DataFrame, columns: Sequence[str], task: Task) -> Floats:
         name = frame.index[bad][0]
         raise TableError(f"task {task.name!r}: the prediction of {name!r} is no finite number", hint="predict again")
     return np.asarray(values)
+
+
+def _sets(frame: pd.DataFrame, task: Task, truth: Floats) -> tuple[Floats, Floats] | None:
+    """Whether the set or interval of each row holds the truth, and its size; None when the model gives none."""
+    if not task.is_classification:
+        if not {task.name + LOW, task.name + HIGH} <= set(frame.columns):
+            return None
+        low, high = (frame[task.name + end].to_numpy(dtype=np.float64) for end in (LOW, HIGH))
+        return np.asarray((low <= truth) & (truth <= high), dtype=np.float64), np.asarray(high - low)
+    if task.name + SET not in frame.columns:
+        return None
+    sets = [set(str(text).split(";")) for text in frame[task.name + SET]]
+    held = [task.classes[int(label)] in members for label, members in zip(truth, sets, strict=True)]
+    return np.array(held, dtype=np.float64), np.array([len(members) for members in sets], dtype=np.float64)
 
 
 def _class_index(predicted: pd.Series, task: Task) -> Floats:
