@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "BackboneCard": "histotl.core.values",
+    "CrossConfig": "histotl.learn.cross_config",
     "EmbedConfig": "histotl.embed.config",
     "EvaluateConfig": "histotl.evaluate.config",
     "ExplainConfig": "histotl.learn.explain_config",
@@ -26,6 +27,7 @@ _EXPORTS = {
     "available": "histotl.core.registry",
     "compare_stains": "histotl.evaluate.stain.stage",
     "create": "histotl.core.registry",
+    "cross_validate": "histotl.learn.cross_validate",
     "embed_patches": "histotl.embed.patches",
     "embed_slides": "histotl.embed.engine",
     "evaluate_predictions": "histotl.evaluate.stage",

@@ -93,6 +93,9 @@ class TrainConfig:
     """Networks trained from different seeds and averaged."""
     seed: int = 0
     """Seed of splits, initial weights, batches and dropout."""
+    compare_single: bool = True
+    """Of several tasks, also train each alone with the same settings and report the difference on validation, with
+    intervals; the time of training grows by that factor."""
     device: str = "auto"
     """'auto', 'cpu', 'cuda' or 'cuda:1'."""
 

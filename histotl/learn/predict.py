@@ -102,7 +102,7 @@ def predict(
         packed = chosen.bags.gather(rows)
         ids = chosen.ids[done : done + len(rows)]
         views = (chosen.bags.gather(rows, view=view) for view in range(store.source.n_views))
-        parts.append(_block(loaded, packed, views, ids, tiles))
+        parts.append(answer_columns(loaded, packed, views, ids, tiles))
         done += len(rows)
         report(Step(stage="predict", done=done, total=len(chosen.ids), item=ids[-1]))
     frame = pd.DataFrame({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
@@ -161,7 +161,9 @@ def _tell(report: Report, chosen: Chosen) -> None:
         report(Step(stage="predict", message=f"{n} rows of the table have no features and get no answer: {shown}"))
 
 
-def _block(model: Model, packed: Packed, views: Iterable[Packed], ids: tuple[str, ...], tiles: Path | None) -> Columns:
+def answer_columns(
+    model: Model, packed: Packed, views: Iterable[Packed], ids: tuple[str, ...], tiles: Path | None
+) -> Columns:
     """Columns for some cases, the mean over plain features and views; tile scores are written on the way."""
     offsets = packed.offsets.numpy()
     answers = _mean_answers(model.answer(each) for each in chain((packed,), views))
