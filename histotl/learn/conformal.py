@@ -16,8 +16,8 @@ them, and supposes that validation did nothing else: it has also chosen checkpoi
 - numbers: an interval around the prediction, by absolute residuals, or around two predicted quantiles (CQR, Romano,
   Patterson, Candès 2019).
 
-The answer itself is always a member, so no set is empty; where a model is right more often than was asked for, sets
-cover more.
+The answer itself is always a member, with a score of 0, so no set is empty and no room is lost on leaving out answers
+that are right; where a model is right more often than was asked for, sets are single classes and cover more.
 """
 
 from __future__ import annotations
@@ -71,13 +71,8 @@ class Conformal:
             answer: (n,) answered class, always a member.
             chance: (n,) from :func:`chances`.
         """
-        if self.kind == "grades":
-            scores = grade_scores(probability, answer, chance)
-        else:
-            scores = class_scores(probability, chance, penalty=self.penalty, free=self.free)
-        inside = scores <= self.limit
-        inside[np.arange(len(answer)), answer] = True
-        return np.asarray(inside)
+        scores = set_scores(self.kind, probability, answer, chance, penalty=self.penalty, free=self.free)
+        return np.asarray(scores <= self.limit)
 
     def interval(self, low: Floats, high: Floats, scale: Floats | float = 1.0) -> tuple[Floats, Floats]:
         """Ends (n,) of the interval of each case, around a lower and an upper guess."""
@@ -85,6 +80,18 @@ class Conformal:
         middle = (low + high) / 2
         # A negative bound draws generous quantiles together, but not past each other.
         return np.minimum(low - wide, middle), np.maximum(high + wide, middle)
+
+
+def set_scores(
+    kind: Kind, probability: Floats, answer: Ints, chance: Floats, *, penalty: float = 0.0, free: int = 1
+) -> Floats:
+    """Score (n, k) of each class or grade, 0 for the answer: a set holds those up to a bound."""
+    if kind == "grades":
+        scores = grade_scores(probability, answer, chance)
+    else:
+        scores = class_scores(probability, chance, penalty=penalty, free=free)
+    scores[np.arange(len(answer)), answer] = 0.0
+    return scores
 
 
 def class_scores(probability: Floats, chance: Floats, *, penalty: float = 0.0, free: int = 1) -> Floats:
@@ -156,10 +163,7 @@ def fit_sets(
     free: int = 1,
 ) -> Conformal:
     """Bound for sets of classes or runs of grades from labelled validation cases (n,)."""
-    if kind == "grades":
-        scores = grade_scores(probability, answer, chance)
-    else:
-        scores = class_scores(probability, chance, penalty=penalty, free=free)
+    scores = set_scores(kind, probability, answer, chance, penalty=penalty, free=free)
     bound = patient_bound(scores[np.arange(len(truth)), truth], patients, coverage)
     return Conformal(
         kind=kind,

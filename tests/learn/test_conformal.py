@@ -194,3 +194,25 @@ def test_texts_of_sets() -> None:
             parse_sets(text)
     with pytest.raises(SpecError):
         parse_sets("raps(")
+
+
+@pytest.mark.parametrize(("right", "wanted"), [(0.8, 0.9), (0.95, 0.95)])
+def test_a_confident_model_gets_no_larger_sets_than_needed(right: float, wanted: float) -> None:
+    """Right answers that chance would leave out must not be paid for twice."""
+    rng, hits, sizes = np.random.default_rng(6), [], []
+
+    def make(n: int) -> tuple[np.ndarray, np.ndarray]:
+        p = rng.dirichlet(np.full(K, 0.5), n) * 0.05 + 0.95 * np.eye(K)[rng.integers(0, K, n)]
+        other = (p.argmax(axis=1) + rng.integers(1, K, n)) % K
+        return p, np.where(rng.random(n) < right, p.argmax(axis=1), other)
+
+    for _ in range(REPEATS):
+        p, truth = make(150)
+        patients = [str(i) for i in range(150)]
+        found = fit_sets("classes", p, p.argmax(axis=1), truth, chance=rng.random(150), patients=patients, coverage=0.9)
+        p, truth = make(150)
+        inside = found.members(p, p.argmax(axis=1), rng.random(150))
+        hits.append(inside[np.arange(150), truth].mean())
+        sizes.append(inside.sum(axis=1).mean())
+    assert np.mean(hits) == pytest.approx(wanted, abs=0.02)
+    assert np.mean(sizes) < (3.5 if right < 0.9 else 1.1)
