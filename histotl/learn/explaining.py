@@ -31,13 +31,12 @@ from histotl.learn.faithfulness import MIN_TILES, Faithfulness, drops, mean_scor
 from histotl.learn.folder import check_folder
 from histotl.learn.model import WEIGHTS_NAME, Model, load_model
 from histotl.learn.predict import choose
-from histotl.learn.predictions import META_NAME, TILE_FOLDER
+from histotl.learn.predictions import EXPLANATION_NAME, META_NAME, TILE_FOLDER
 from histotl.learn.readout import Readout, readout_of
 from histotl.learn.rows import Indices
 from histotl.learn.train import SPLITS_NAME
 from histotl.store.tile_scores import add_tile_scores
 
-EXPLANATION_NAME = "explanation.json"
 RESAMPLES = 1000
 
 

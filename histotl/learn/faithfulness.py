@@ -17,6 +17,7 @@ import torch
 
 from histotl.core.intervals import Estimate, Resamples, estimate
 from histotl.learn.explain.base import Explainer, Question
+from histotl.learn.readout import RANDOM
 
 MIN_TILES = 4
 """Slides with fewer tiles have no order to speak of."""
@@ -25,9 +26,6 @@ STEPS = 20
 """Looks at the answer while the tiles of a slide go."""
 
 RANDOM_ORDERS = 5
-RANDOM = "random"
-"""Name under which orders by chance stand beside the methods."""
-
 Floats = npt.NDArray[np.float64]
 
 

@@ -24,6 +24,9 @@ from histotl.learn.decisions import SET
 from histotl.learn.task import Task, task_from_dict
 
 TABLE_NAME, META_NAME, TILE_FOLDER = "predictions.csv", "predictions.json", "tile_scores"
+EXPLANATION_NAME = "explanation.json"
+"""What `histotl explain` adds to the folder."""
+
 SCHEMA = 1
 UNCALIBRATED = ":uncalibrated"
 """End of the names of columns with the probabilities before calibration."""
@@ -63,7 +66,8 @@ def probability_column(task: Task, name: str) -> str:
 
 def clear_predictions(folder: Path) -> None:
     """Remove the table and the tile scores of an earlier run, which must not stand beside those of another model."""
-    (folder / TABLE_NAME).unlink(missing_ok=True)
+    for name in (TABLE_NAME, EXPLANATION_NAME):
+        (folder / name).unlink(missing_ok=True)
     for old in (folder / TILE_FOLDER).glob("*.h5"):
         old.unlink()
 

@@ -12,6 +12,10 @@ EXPECTED = "expected"
 """Name of the one column of an ordinal task: the sum of its step logits, which rises with the grade."""
 
 
+RANDOM = "random"
+"""Name under which orders by chance stand beside the methods of explanation."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Readout:
     """Named weighted sums of o outputs.

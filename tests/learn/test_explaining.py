@@ -15,8 +15,8 @@ from histotl.core.errors import IdentityError, StoreError, UsageError
 from histotl.learn.config import PredictConfig, TrainConfig
 from histotl.learn.explain_config import ExplainConfig
 from histotl.learn.explaining import explain
-from histotl.learn.faithfulness import RANDOM
 from histotl.learn.predict import predict
+from histotl.learn.readout import RANDOM
 from histotl.learn.task import Task
 from histotl.learn.train import train
 from histotl.store.tile_scores import add_tile_scores, read_tile_scores

@@ -13,9 +13,9 @@ from histotl.core.errors import UsageError
 from histotl.core.registry import create
 from histotl.learn.explain.base import Explainer, Question, for_questions
 from histotl.learn.explain.leave_one_out import one_by_one
-from histotl.learn.faithfulness import RANDOM, drops, drops_of, summarise
+from histotl.learn.faithfulness import drops, drops_of, summarise
 from histotl.learn.network import Architecture, Network
-from histotl.learn.readout import readout_of
+from histotl.learn.readout import RANDOM, readout_of
 from histotl.learn.task import Task
 
 OUTPUTS = (("type", 3), ("dysplasia", 1))
