@@ -26,9 +26,10 @@ from histotl.image.stain.base import StainTransform
 from histotl.learn._trainer import Data, make_batch, start_stepper
 from histotl.learn.balancing.base import GramianRule, LossRule, Setting
 from histotl.learn.config import TrainConfig
+from histotl.learn.explain.base import Question, for_questions
+from histotl.learn.heads.base import Decoding, Finishing, Joint, Layered, Learning, TaskFacts, decoded
 from histotl.learn.network import Architecture, Network
 from histotl.learn.objective import Objective
-from histotl.learn.heads.base import Decoding, Finishing, Joint, Layered, Learning, TaskFacts, decoded
 from histotl.learn.sharing.base import SharingShape
 from histotl.learn.task import Task
 
@@ -432,6 +433,30 @@ def check_ood(name: str) -> None:
         assert torch.isfinite(detector.score(narrow, near.repeat(1, 4))).all(), "fewer rows than columns"
 
 
+def check_explain(name: str) -> None:
+    explainer = build("explain", name)
+    assert isinstance(explainer.signed, bool)
+    # Linear behind the pooling, where every explanation has a meaning.
+    shapes = Architecture(in_dim=12, aggregator="abmil(hidden=8, attention=4)", hidden=0, dropout=0.0, outputs=TASKS)
+    network = for_questions(Network(shapes, 3))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(9, 12, dtype=torch.float64, generator=generator)
+    asked = Question(network=network, x=x, coords=None, task="type", readout=torch.eye(3, dtype=torch.float64))
+    scores = explainer.scores(asked)
+    assert scores.shape == (9, 3)
+    assert scores.dtype == torch.float64
+    assert torch.isfinite(scores).all()
+    assert torch.equal(explainer.scores(asked), scores), "two calls differ"
+    order = torch.randperm(9, generator=generator)
+    shuffled = explainer.scores(dataclasses.replace(asked, x=x[order]))
+    assert torch.allclose(shuffled, scores[order], atol=1e-10), "the order of tiles matters"
+    turned = explainer.scores(dataclasses.replace(asked, readout=-asked.readout))
+    wanted = -scores if explainer.signed else scores
+    assert torch.allclose(turned, wanted, atol=1e-10), "a score that is signed turns with the read-out"
+    assert explainer.scores(dataclasses.replace(asked, x=x[:1])).shape == (1, 3), "one tile alone must do"
+    assert not any(p.requires_grad for p in network.parameters()), "the network must stay as it was"
+
+
 CHECKS: Mapping[str, Callable[[str], None]] = {
     "reader": check_reader,
     "tissue": check_tissue,
@@ -445,5 +470,6 @@ CHECKS: Mapping[str, Callable[[str], None]] = {
     "balancing": check_balancing,
     "optimizer": check_optimizer,
     "ood": check_ood,
+    "explain": check_explain,
 }
 assert CHECKS.keys() == PLUGIN_FOLDERS.keys()

@@ -21,8 +21,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import histotl
+from histotl.core.intervals import Resamples, estimate
 from histotl.evaluate import metrics
-from histotl.evaluate.intervals import Resamples, estimate
 from histotl.learn.config import PredictConfig
 from histotl.learn.task import Task
 from histotl.store.embeddings import open_embeddings

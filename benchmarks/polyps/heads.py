@@ -28,9 +28,9 @@ from sklearn.preprocessing import StandardScaler
 
 import histotl
 from benchmarks.polyps.__main__ import PATCH_TASKS, SLIDE_TASKS
+from histotl.core.intervals import Resamples, estimate
 from histotl.core.registry import available
 from histotl.evaluate import metrics, ranking
-from histotl.evaluate.intervals import Resamples, estimate
 from histotl.learn.bags import BagStore
 from histotl.learn.config import PredictConfig
 from histotl.learn.predictions import read_predictions

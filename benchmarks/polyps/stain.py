@@ -20,8 +20,8 @@ import pandas as pd
 
 import histotl
 from benchmarks.polyps.__main__ import CLASSES, PATCH_TASKS, backbones
+from histotl.core.intervals import Resamples, estimate
 from histotl.evaluate import metrics
-from histotl.evaluate.intervals import Resamples, estimate
 from histotl.learn.config import PredictConfig
 from histotl.learn.predictions import read_predictions
 

@@ -12,8 +12,8 @@ from sklearn.metrics import balanced_accuracy_score
 
 from benchmarks.speed.harness import Case, Figure, case
 from benchmarks.speed.inputs import Inputs
+from histotl.core.intervals import Estimate, Resamples, estimate
 from histotl.core.registry import available, create
-from histotl.evaluate.intervals import Estimate, Resamples, estimate
 from histotl.evaluate.metrics import balanced_accuracy
 from histotl.learn.bags import Bags
 from histotl.learn.balancing.base import GramianRule, Setting

@@ -21,10 +21,15 @@ from histotl.embed.config import EmbedConfig, TileConfig
 from histotl.evaluate.config import EvaluateConfig
 from histotl.evaluate.stain.config import StainConfig
 from histotl.learn.config import PredictConfig, TrainConfig, check_plugins
+from histotl.learn.cross_config import CrossConfig
+from histotl.learn.explain_config import ExplainConfig
 from histotl.paint.config import PaintConfig
 
 if TYPE_CHECKING:
     from histotl.learn.task import Task
+
+_TRAINING = ("train", "crossval")
+"""Verbs that need tasks."""
 
 _VARIABLE = re.compile(r"\{([A-Za-z_]\w*)\}")
 
@@ -146,14 +151,14 @@ def _step(table: dict[str, Any], tasks: tuple[Task, ...], where: str) -> RecipeS
         raise UsageError(f"{where} needs {' and '.join(missing)}", hint=f'add {missing[0]} = "…"')
     places = {place: Path(options[place]) for place in verb.places}
     rest = {k: v for k, v in options.items() if k not in verb.places}
-    if name == "train" and not tasks:
+    if name in _TRAINING and not tasks:
         raise UsageError(f"{where} has no tasks", hint="add [[task]] tables to the recipe")
     configs = _configs(verb.configs, rest, where)
     for config in configs:
         if isinstance(config, TrainConfig):
             check_plugins(config)
     return RecipeStep(
-        verb=name, places=places, configs=configs, tasks=tasks if name == "train" else (), options=options
+        verb=name, places=places, configs=configs, tasks=tasks if name in _TRAINING else (), options=options
     )
 
 
@@ -260,11 +265,27 @@ def _train(step: RecipeStep, report: Report) -> Outcome:
     return Outcome(ok=True, message=f"{cases} cases in {result.seconds:.1f} s")
 
 
+def _crossval(step: RecipeStep, report: Report) -> Outcome:
+    from histotl.learn.cross_validate import cross_validate
+
+    cross, config = step.configs
+    table, features = step.places["table"], step.places["features"]
+    result = cross_validate(table, features, step.out, tasks=step.tasks, config=config, cross=cross, report=report)
+    return Outcome(ok=True, message=f"{len(result.predictions)} seeds of {cross.folds} folds → {step.out}")
+
+
 def _predict(step: RecipeStep, report: Report) -> Outcome:
     from histotl.learn.predict import predict
 
     predict(step.places["model"], step.places["features"], step.out, config=step.configs[0], report=report)
     return Outcome(ok=True, message=f"→ {step.out / 'predictions.csv'}")
+
+
+def _explain(step: RecipeStep, report: Report) -> Outcome:
+    from histotl.learn.explaining import explain
+
+    found = explain(step.places["model"], step.places["features"], step.out, config=step.configs[0], report=report)
+    return Outcome(ok=True, message=f"{found.slides} slides → {step.out / 'tile_scores'}")
 
 
 def _evaluate(step: RecipeStep, report: Report) -> Outcome:
@@ -293,11 +314,23 @@ VERBS: Mapping[str, _Verb] = {
         call=_train,
         makes=("model.json", "model.safetensors", "splits.csv"),
     ),
+    "crossval": _Verb(
+        places=("table", "features", "out"),
+        configs=(CrossConfig, TrainConfig),
+        call=_crossval,
+        makes=("crossval.json",),
+    ),
     "predict": _Verb(
         places=("model", "features", "out"),
         configs=(PredictConfig,),
         call=_predict,
         makes=("predictions.csv", "predictions.json"),
+    ),
+    "explain": _Verb(
+        places=("model", "features", "out"),
+        configs=(ExplainConfig,),
+        call=_explain,
+        makes=("explanation.json",),
     ),
     "evaluate": _Verb(
         places=("predictions", "table", "out"),

@@ -19,7 +19,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 import histotl
-from histotl.cli import check, demo, doctor, embed, evaluate, info, predict, run, stain, tile, train
+from histotl.cli import check, crossval, demo, doctor, embed, evaluate, explain, info, predict, run, stain, tile, train
 from histotl.cli import list as list_
 from histotl.cli._console import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, err, print_error
 from histotl.core.errors import HistotlError
@@ -44,7 +44,9 @@ for verb in (
     stain.stain,
     check.check,
     train.train,
+    crossval.crossval,
     predict.predict,
+    explain.explain,
     evaluate.evaluate,
     run.run,
 ):

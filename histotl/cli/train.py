@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from histotl.cli._console import EXIT_OK, ProgressBar, out, print_json, print_table
-from histotl.core.errors import UsageError
+from histotl.cli._tasks import print_comparison, tasks_of
 from histotl.learn.config import TrainConfig
 
 
@@ -21,7 +21,9 @@ def train(
     *,
     task: tuple[str, ...] = (),
     tasks: Path | None = None,
-    config: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008  frozen
+    config: Annotated[
+        TrainConfig, Parameter(name="*", negative=None, negative_bool="no-", negative_iterable=())
+    ] = TrainConfig(),  # noqa: B008  frozen
     dry_run: bool = False,
     json: bool = False,
     quiet: bool = False,
@@ -40,16 +42,10 @@ def train(
         json: Print the validation figures as JSON.
         quiet: No progress.
     """
-    from histotl.learn.task import parse_task, tasks_from_toml
     from histotl.learn.train import preview
     from histotl.learn.train import train as run
 
-    if task and tasks is not None:
-        raise UsageError("tasks are given by --task and by --tasks", hint="use one of the two")
-    if not task and tasks is None:
-        cure = "--task \"label: multiclass(column='label')\" (repeat for more), or --tasks FILE.toml"
-        raise UsageError("no task is given", hint=cure)
-    wanted = tasks_from_toml(tasks) if tasks is not None else tuple(parse_task(text) for text in task)
+    wanted = tasks_of(task, tasks)
     if dry_run:
         return _print_labels(preview(table, features, tasks=wanted, config=config), as_json=json)
     with ProgressBar(quiet=quiet) as report:
@@ -60,6 +56,7 @@ def train(
         for task_name, metrics in result.validation.items():
             shown = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
             out().print(f"validation, {task_name}: {shown}", markup=False)
+        print_comparison(result.comparison)
         out().print(f"model → {out_folder}", markup=False)
     return EXIT_OK
 

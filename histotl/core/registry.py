@@ -46,6 +46,7 @@ PLUGIN_FOLDERS: Mapping[str, str] = {
     "balancing": "histotl.learn.balancing",
     "optimizer": "histotl.learn.optimizers",
     "ood": "histotl.learn.ood",
+    "explain": "histotl.learn.explain",
 }
 """Kind of plug-in -> the package whose files are its plug-ins."""
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from histotl.core.intervals import Resamples, estimate
 from histotl.evaluate import metrics, ranking
-from histotl.evaluate.intervals import Resamples, estimate
 from histotl.evaluate.metrics import Floats
 from histotl.evaluate.results import Answers, LabelResult
 from histotl.learn.concordance import censoring_importance, concordance

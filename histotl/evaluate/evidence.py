@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from histotl.core.intervals import CONFIDENCE, Estimate
 from histotl.core.provenance import Provenance
 from histotl.embed.summary import SlideQuality
 from histotl.evaluate.config import EvaluateConfig
 from histotl.evaluate.gate import Gate, Selective
-from histotl.evaluate.intervals import CONFIDENCE, Estimate
 from histotl.evaluate.results import MEANINGS, ReliabilityBin, TaskResult
 
 SCHEMA = 1
@@ -30,6 +30,7 @@ class Source:
         model: Path and digest of the model.
         aggregator: How the tiles of a slide became one vector.
         alpha: Share of in-distribution cases that the gate may flag; None without a gate.
+        decisions: Sentences on how validation had answers decided: thresholds, and coverage of sets.
     """
 
     level: str = ""
@@ -41,6 +42,7 @@ class Source:
     model: str = ""
     aggregator: str = ""
     alpha: float | None = None
+    decisions: tuple[str, ...] = ()
 
     @property
     def backbone_name(self) -> str:

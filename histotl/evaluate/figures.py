@@ -17,8 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from histotl.core.intervals import Estimate
 from histotl.evaluate.gate import Gate, Selective
-from histotl.evaluate.intervals import Estimate
 from histotl.evaluate.results import ReliabilityBin, TaskResult
 from histotl.learn.concordance import kaplan_meier
 

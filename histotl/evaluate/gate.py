@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from histotl.core.intervals import Estimate, Resamples, estimate
 from histotl.evaluate import ranking
-from histotl.evaluate.intervals import Estimate, Resamples, estimate
 from histotl.evaluate.metrics import Floats
 from histotl.evaluate.results import FEW, Answers
 

@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
+from histotl.core.intervals import Estimate, Resamples, estimate
 from histotl.evaluate import calibration, metrics, ranking
 from histotl.evaluate._others import label_metrics, label_results, risk_metrics
-from histotl.evaluate.intervals import Estimate, Resamples, estimate
 from histotl.evaluate.metrics import Floats, Ints
 from histotl.evaluate.results import FEW, FEW_UNITS, Answers, ClassRecall, ReliabilityBin, TaskResult
 
@@ -26,11 +26,14 @@ def measure(answers: Answers, baseline: Answers, *, resamples: int, seed: int, u
     """
     draws = Resamples.draw(answers.unit, resamples if answers.unit.max() > 0 else 0, seed)
     alone = Resamples.draw(answers.unit, 0, seed)
+    found = {name: estimate(values) for name, values in _values(answers, draws).items()}
     result = TaskResult(
         answers=answers,
         units=draws.n_units,
-        metrics={name: estimate(values) for name, values in _values(answers, draws).items()},
-        majority={name: float(values[0]) for name, values in _values(baseline, alone).items()},
+        metrics=found,
+        # The majority has no sets.
+        majority=dict.fromkeys(found, np.nan)
+        | {name: float(values[0]) for name, values in _values(baseline, alone).items()},
         notes=_notes(answers, draws.n_units, unit_name),
     )
     if answers.answers == "labels":
@@ -56,8 +59,17 @@ def _values(answers: Answers, draws: Resamples) -> dict[str, Floats]:
     if answers.event is not None:
         return risk_metrics(answers, draws)
     if answers.probability is None:
-        return _value_metrics(answers, draws)
-    return _class_metrics(answers, answers.probability, draws)
+        return _value_metrics(answers, draws) | _set_metrics(answers, draws)
+    return _class_metrics(answers, answers.probability, draws) | _set_metrics(answers, draws)
+
+
+def _set_metrics(answers: Answers, draws: Resamples) -> dict[str, Floats]:
+    if answers.covered is None or answers.set_size is None:
+        return {}
+    size = "interval_width" if answers.probability is None else "set_size"
+    found = {"set_coverage": draws.mean(answers.covered)}
+    # Too few validation patients leave intervals without ends, whose width is no number.
+    return found | ({size: draws.mean(answers.set_size)} if np.isfinite(answers.set_size).all() else {})
 
 
 def _value_metrics(answers: Answers, draws: Resamples) -> dict[str, Floats]:

@@ -10,13 +10,14 @@ from histotl.evaluate.results import FEW, FEW_UNITS
 
 
 def methods_text(evidence: Evidence) -> tuple[str, ...]:
-    """Paragraphs: features, evaluation set, intervals, metrics, gate."""
+    """Paragraphs: features, evaluation set, intervals, metrics, decisions, gate."""
     paragraphs = (
         _features(evidence.source),
         _rows(evidence),
         _intervals(evidence),
         _metrics(evidence),
         _other_metrics(evidence),
+        _decided(evidence.source),
         _gate(evidence),
     )
     return tuple(paragraph for paragraph in paragraphs if paragraph)
@@ -124,6 +125,13 @@ def _other_metrics(evidence: Evidence) -> str:
             "observation, which is estimated once on the real set."
         )
     return " ".join(sentences)
+
+
+def _decided(source: Source) -> str:
+    if not source.decisions:
+        return ""
+    sets = "Sets and intervals are conformal; every patient of validation counts the same."
+    return " ".join([*source.decisions, *([sets] if any("coverage" in text for text in source.decisions) else [])])
 
 
 def _gate(evidence: Evidence) -> str:

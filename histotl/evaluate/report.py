@@ -13,11 +13,11 @@ from typing import Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from histotl.core.intervals import Estimate
 from histotl.evaluate import figures
 from histotl.evaluate.calibration import CURVE_ROWS, N_BINS
 from histotl.evaluate.evidence import Evidence, plural
 from histotl.evaluate.gate import GATE_LABELS
-from histotl.evaluate.intervals import Estimate
 from histotl.evaluate.methods import methods_text
 from histotl.evaluate.quality import quality_rows
 from histotl.evaluate.results import MEANINGS, TaskResult
@@ -35,6 +35,8 @@ _BOUNDED: Final = frozenset(MEANINGS) - {
     "soft_nll",
     "nll_labels",
     "width_90",
+    "set_size",
+    "interval_width",
 }
 """Metrics that are drawn on a scale from 0 to 1."""
 

@@ -9,8 +9,8 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
+from histotl.core.intervals import Estimate
 from histotl.evaluate import metrics
-from histotl.evaluate.intervals import Estimate
 from histotl.evaluate.metrics import Floats, Ints
 
 FEW = 20
@@ -89,6 +89,15 @@ MEANINGS: Mapping[str, Meaning] = MappingProxyType(
         "c_index_uno": Meaning(
             label="C-index, Uno", better="higher", text="the same, weighted against early ends of observation"
         ),
+        "set_coverage": Meaning(
+            label="Coverage of sets",
+            better="higher",
+            text="share of rows whose set or interval holds the truth",
+        ),
+        "set_size": Meaning(label="Size of sets", better="lower", text="mean number of classes in a conformal set"),
+        "interval_width": Meaning(
+            label="Width of intervals", better="lower", text="mean width of the conformal interval, unit of the value"
+        ),
     }
 )
 
@@ -106,8 +115,10 @@ class Answers:
         truth: Class index, value or time (n,); of labels 1, 0 or NaN (n, k).
         predicted: Predicted class index, value or risk (n,); of labels 1 or 0 (n, k).
         probability: (n, k) for classes and labels, else None.
-        uncalibrated: Probabilities before temperature scaling (n, k), when they are known.
+        uncalibrated: Probabilities before calibration (n, k), when they are known.
         expected: Expected grade of an ordinal task (n,), when it is known.
+        covered: Whether the conformal set or interval holds the truth, 0 or 1 (n,), when there are sets.
+        set_size: Classes in the set, or width of the interval (n,).
         unit: Index of each row's patient (n,).
         shares: Shares of the votes (n, k), of a task with votes; its truth is their majority.
         interval: Ends (n, 2) of the predicted 90 % interval of a value, when there is one.
@@ -128,6 +139,8 @@ class Answers:
     shares: Floats | None = None
     interval: Floats | None = None
     event: npt.NDArray[np.bool_] | None = None
+    covered: Floats | None = None
+    set_size: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.truth)
@@ -187,8 +200,8 @@ class TaskResult:
         labels: One a label.
         confusion: Counts (k, k), rows are the truth; None without classes.
         reliability: Bins as the model states its probabilities.
-        reliability_before: Bins before temperature scaling, when known.
-        ece_before: ECE before temperature scaling, when known.
+        reliability_before: Bins before calibration, when known.
+        ece_before: ECE before calibration, when known.
         notes: What a reader must know before believing the intervals.
     """
 

@@ -15,6 +15,7 @@ from histotl.evaluate.config import EvaluateConfig
 from histotl.evaluate.metrics import Floats
 from histotl.evaluate.results import Answers
 from histotl.learn.columns import LABEL_FROM, UNCALIBRATED, columns_of, expected_column, probability_column
+from histotl.learn.decisions import HIGH, LOW, SET
 from histotl.learn.heads.base import Spread
 from histotl.learn.labels import as_text, hard, known_rows
 from histotl.learn.predictions import Predictions
@@ -115,6 +116,10 @@ def answers_of(task: Task, joined: Joined) -> Answers | None:
         probability=None,
         unit=pd.factorize(np.asarray(units, dtype=object))[0].astype(np.int64),
     )
+    if task.nature.answers in ("classes", "number"):
+        truth = hard(target[kept]) if task.is_classification else target[kept]
+        covered, size = _sets(frame, task, truth) or (None, None)
+        answers = dataclasses.replace(answers, covered=covered, set_size=size)
     fill = {"classes": _classes, "labels": _labels, "number": _values, "risk": _risk}[task.nature.answers]
     return fill(answers, task, target[kept], frame)
 
@@ -161,7 +166,9 @@ def majority_of(task: Task, answers: Answers, joined: Joined, config: EvaluateCo
         target = joined.targets[task.name]
         seen, source = target[known_rows(target)], config.split
     n, k = len(answers), task.n_classes
-    blind = dataclasses.replace(answers, probability=None, expected=None, uncalibrated=None, interval=None)
+    blind = dataclasses.replace(
+        answers, probability=None, expected=None, uncalibrated=None, interval=None, covered=None
+    )
     if answers.answers == "risk":
         return dataclasses.replace(blind, predicted=np.zeros(n)), source
     if answers.answers == "number":
@@ -225,6 +232,20 @@ def _numbers(frame: pd.DataFrame, columns: Sequence[str], task: Task) -> Floats:
         name = frame.index[bad][0]
         raise TableError(f"task {task.name!r}: the prediction of {name!r} is no finite number", hint="predict again")
     return np.asarray(values)
+
+
+def _sets(frame: pd.DataFrame, task: Task, truth: Floats) -> tuple[Floats, Floats] | None:
+    """Whether the set or interval of each row holds the truth, and its size; None when the model gives none."""
+    if not task.is_classification:
+        if not {task.name + LOW, task.name + HIGH} <= set(frame.columns):
+            return None
+        low, high = (frame[task.name + end].to_numpy(dtype=np.float64) for end in (LOW, HIGH))
+        return np.asarray((low <= truth) & (truth <= high), dtype=np.float64), np.asarray(high - low)
+    if task.name + SET not in frame.columns:
+        return None
+    sets = [set(str(text).split(";")) for text in frame[task.name + SET]]
+    held = [task.classes[int(label)] in members for label, members in zip(truth, sets, strict=True)]
+    return np.array(held, dtype=np.float64), np.array([len(members) for members in sets], dtype=np.float64)
 
 
 def _class_index(predicted: pd.Series, task: Task) -> Floats:

@@ -23,7 +23,8 @@ from histotl.evaluate.results import Answers
 from histotl.evaluate.source import Features
 from histotl.learn.columns import probability_column
 from histotl.learn.labels import NO_LABEL, SEPARATOR
-from histotl.learn.predictions import Predictions
+from histotl.learn.predictions import EXPLANATION_NAME, Predictions
+from histotl.learn.readout import EXPECTED, RANDOM
 from histotl.store.coords import CoordsFile, read_coords
 from histotl.store.layout import geojson_path, thumbnail_path
 from histotl.store.tile_scores import read_tile_scores
@@ -250,11 +251,27 @@ def _tile_values(card: SlideCard, coords: CoordsFile, predictions: Predictions) 
     if not np.array_equal(scores.coords_l0, coords.coords_l0):
         _log.warning("tile scores of %s are of other tiles than its features; not drawn", card.name)
         return "", None
-    for column, caption in _overlays(card):
+    for column, caption in [*_explanations(card, predictions), *_overlays(card)]:
         values = scores.columns.get(column)
         if values is not None and np.isfinite(values).all() and np.ptp(values) > 0:
             return caption, values.astype(np.float64)
     return "", None
+
+
+def _explanations(card: SlideCard, predictions: Predictions) -> list[tuple[str, str]]:
+    """Columns that `histotl explain` wrote, by the method that it found the most faithful for each task."""
+    path = predictions.folder / EXPLANATION_NAME
+    if not path.is_file():
+        return []
+    tested = json.loads(path.read_text(encoding="utf-8")).get("faithfulness", {})
+    overlays = []
+    for task in card.tasks:
+        method = next((name for name in tested.get(task.task, {}) if name != RANDOM), "")
+        what = {task.predicted: f"“{task.predicted}”", EXPECTED: "a higher grade"}
+        for name, meaning in what.items() if method else ():
+            column = f"{task.task}:{name}:{method}".replace("/", "_")
+            overlays.append((column, f"how much each tile speaks for {meaning} ({task.task}), by {method}"))
+    return overlays
 
 
 def _overlays(card: SlideCard) -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from histotl.core.errors import HistotlError, StoreError
 from histotl.evaluate.config import EvaluateConfig
 from histotl.evaluate.evidence import Source
+from histotl.learn.decisions import decision_from_dict
 from histotl.learn.predictions import Predictions
 from histotl.store.embeddings import Embeddings, open_embeddings
 from histotl.store.layout import find_features
@@ -58,6 +59,7 @@ def source_of(predictions: Predictions, features: Features) -> Source:
         model=", digest ".join(str(meta[key]) for key in ("model", "model_digest") if meta.get(key)),
         aggregator=str(meta.get("aggregator") or ""),
         alpha=float(alpha) if isinstance(alpha, float | int) else None,
+        decisions=_decisions(meta),
     )
     example = features.example
     if example is None or example.card is None or example.identity is None:
@@ -69,3 +71,22 @@ def source_of(predictions: Predictions, features: Features) -> Source:
         stain=example.identity.stain,
         compute=example.identity.compute,
     )
+
+
+def _decisions(meta: Mapping[str, object]) -> tuple[str, ...]:
+    """What validation decided, in words; nothing for predictions that do not say."""
+    entries, found = meta.get("decisions"), []
+    for task, entry in entries.items() if isinstance(entries, dict) else ():
+        decision = decision_from_dict(entry)
+        threshold, bound = decision.threshold, decision.conformal
+        if threshold is not None:
+            found.append(
+                f"{task}: the second class is answered from a probability of {threshold.value:.3g} on, chosen on "
+                f"validation by {threshold.rule}."
+            )
+        if bound is not None:
+            what = "interval" if bound.kind == "interval" else "set"
+            source = f"from {bound.rows} validation cases of {bound.patients} patients"
+            empty = "" if bound.bound is not None else "; these patients are too few, so it holds everything"
+            found.append(f"{task}: {what} for {bound.coverage:.0%} coverage {source}{empty}.")
+    return tuple(found)

@@ -45,7 +45,7 @@ def check_classes(task: Task) -> None:
     n, where, nature = len(task.classes), f"task {task.name!r}", task.nature
     if len(set(task.classes)) < n or "" in task.classes:
         raise UsageError(f"{where}: classes {task.classes} repeat or are empty", hint="name every class once")
-    own = ("applies", *(("expected",) if nature.ordered else ()))
+    own = ("applies", "set", *(("expected",) if nature.ordered else ()))
     taken = [c for c in task.classes if c.endswith(TAKEN) or c in own]
     if taken:
         raise UsageError(f"{where}: class {taken[0]!r} would take another column's name", hint="rename it in map=")

@@ -1,49 +1,89 @@
-"""Temperature scaling on validation labels, for the averaged members (Guo et al. 2017)."""
+"""Calibration on validation labels: temperature, vector or isotonic, for the averaged members.
+
+Whatever is asked for, the negative log-likelihood on validation does not rise: a richer map that does no better than
+the temperature is not taken, nor one for which there are too few labels. The model's file says what became of it.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
+from sklearn.isotonic import IsotonicRegression
 
+from histotl.learn.calibrators import Calibration, Isotonic, Temperature, Vector, averaged
 from histotl.learn.task import Task
 
 T_MIN, T_MAX = 0.05, 20.0
 """Range of temperatures; a hit on its end means that the answers carry no usable confidence."""
 
 MIN_LABELLED = 10
-"""With fewer labelled validation rows the temperature stays 1."""
+"""With fewer labelled validation rows nothing is calibrated."""
+
+VECTOR_ROWS = 20
+"""Labelled validation rows that vector scaling needs for each output of the task."""
+
+ISOTONIC_ROWS = 1000
+"""Labelled validation rows that a step function needs."""
 
 P_MIN = 1e-12
 
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
-def averaged(task: Task, outputs: Sequence[torch.Tensor], temperature: float = 1.0) -> npt.NDArray[np.float64]:
-    """Mean over members of the probabilities at a temperature.
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """What calibration came to.
 
     Args:
-        task: Whose outputs these are.
-        outputs: One float (n, o) a member.
-        temperature: What outputs of classification tasks are divided by.
-
-    Returns:
-        float64 (n, k), rows summing to 1; (n, 1) standardised values for regression.
+        calibrations: Task name -> map, for every classification task.
+        notes: Task name -> why it is not what was asked for.
     """
-    scale = temperature if task.is_classification else 1.0
-    members = [task.head.probabilities(output.double() / scale) for output in outputs]
-    return np.asarray(torch.stack(members).mean(dim=0).cpu().numpy(), dtype=np.float64)
+
+    calibrations: Mapping[str, Calibration]
+    notes: Mapping[str, str]
 
 
-def negative_log_likelihood(probabilities: npt.NDArray[np.float64], target: npt.NDArray[np.int64]) -> float:
+def negative_log_likelihood(probabilities: Floats, target: Ints) -> float:
     """Mean of -log p(true class)."""
     chosen = probabilities[np.arange(len(target)), target]
     return float(-np.log(np.maximum(chosen, P_MIN)).mean())
 
 
-def fit_temperature(task: Task, outputs: Sequence[torch.Tensor], target: npt.NDArray[np.float64]) -> float:
+def calibrate(
+    tasks: Sequence[Task],
+    outputs: Mapping[str, Sequence[torch.Tensor]],
+    targets: Mapping[str, Floats],
+    method: str = "temperature",
+) -> Calibrated:
+    """Fit one map for every classification task.
+
+    Args:
+        tasks: What is predicted.
+        outputs: Task name -> outputs (n, o) of each member on the validation rows.
+        targets: Task name -> (n,) class indices, NaN where missing.
+        method: ``temperature``, ``vector``, ``isotonic`` or ``none``.
+    """
+    found: dict[str, Calibration] = {}
+    notes: dict[str, str] = {}
+    for task in tasks:
+        if not task.is_classification or method == "none" or targets[task.name].ndim > 1:
+            continue
+        known = np.flatnonzero(~np.isnan(targets[task.name]))
+        rows = [output[torch.from_numpy(known)] for output in outputs[task.name]]
+        found[task.name], note = _fit(task, rows, targets[task.name][known].astype(np.int64), method)
+        if note:
+            notes[task.name] = note
+    return Calibrated(calibrations=found, notes=notes)
+
+
+def fit_temperature(task: Task, outputs: Sequence[torch.Tensor], target: Floats) -> float:
     """Temperature of least negative log-likelihood on labelled validation rows.
 
     Args:
@@ -66,12 +106,65 @@ def fit_temperature(task: Task, outputs: Sequence[torch.Tensor], target: npt.NDA
     return float(math.exp(found.x)) if cost(found.x) < cost(0.0) else 1.0
 
 
-def calibrate(
-    tasks: Sequence[Task], outputs: Mapping[str, Sequence[torch.Tensor]], targets: Mapping[str, npt.NDArray[np.float64]]
-) -> dict[str, float]:
-    """Task name -> temperature, for every classification task."""
-    return {
-        task.name: fit_temperature(task, outputs[task.name], targets[task.name])
-        for task in tasks
-        if task.is_classification
-    }
+def fit_vector(task: Task, outputs: Sequence[torch.Tensor], target: Ints, *, start: float) -> Vector:
+    """Scales and shifts of least negative log-likelihood, searched from a temperature.
+
+    Args:
+        task: A classification task.
+        outputs: One float (n, o) a member, labelled rows only.
+        target: int64 (n,) classes.
+        start: The temperature.
+    """
+    width = outputs[0].shape[1]
+
+    def made(parameters: Floats) -> Vector:
+        # Scales are kept above 0, or the order of the answers could turn around.
+        scale = np.clip(np.exp(np.clip(parameters[:width], -10, 10)), 1 / T_MAX, 1 / T_MIN)
+        return Vector(scale=tuple(scale.tolist()), shift=tuple(parameters[width:].tolist()))
+
+    def cost(parameters: Floats) -> float:
+        return negative_log_likelihood(made(parameters).probabilities(task, outputs), target)
+
+    begin = np.concatenate([np.full(width, -math.log(start)), np.zeros(width)])
+    return made(np.asarray(minimize(cost, begin, method="L-BFGS-B").x))
+
+
+def fit_isotonic(task: Task, outputs: Sequence[torch.Tensor], target: Ints) -> Isotonic:
+    """One rising line a class, fitted against the others.
+
+    No class is ever given less than one half in (rows + 1), since a probability of 0 claims to know all rows to come.
+
+    Args:
+        task: A classification task.
+        outputs: One float (n, o) a member, labelled rows only.
+        target: int64 (n,) classes.
+    """
+    plain, least = averaged(task, outputs), 0.5 / (len(target) + 1)
+    knots, values = [], []
+    for c in range(plain.shape[1]):
+        line = IsotonicRegression(y_min=least, y_max=1 - least, out_of_bounds="clip")
+        line.fit(plain[:, c], target == c)
+        knots.append(tuple(line.X_thresholds_.tolist()))
+        values.append(tuple(line.y_thresholds_.tolist()))
+    return Isotonic(knots=tuple(knots), values=tuple(values))
+
+
+def _fit(task: Task, rows: Sequence[torch.Tensor], target: Ints, method: str) -> tuple[Calibration, str]:
+    """The map, and why it is another one than was asked for."""
+    if len(target) < MIN_LABELLED:
+        return Temperature(), f"{len(target)} labelled validation rows, {MIN_LABELLED} needed: not calibrated"
+    plain = Temperature(temperature=fit_temperature(task, rows, target.astype(np.float64)))
+    if method == "temperature":
+        return plain, ""
+    needed = VECTOR_ROWS * rows[0].shape[1] if method == "vector" else ISOTONIC_ROWS
+    if len(target) < needed:
+        return plain, f"{len(target)} labelled validation rows, {method} needs {needed}: temperature instead"
+    richer: Calibration
+    if method == "vector":
+        richer = fit_vector(task, rows, target, start=plain.temperature)
+    else:
+        richer = fit_isotonic(task, rows, target)
+    losses = [negative_log_likelihood(found.probabilities(task, rows), target) for found in (plain, richer)]
+    if losses[1] < losses[0]:
+        return richer, ""
+    return plain, f"{method} is no better than the temperature on validation: temperature instead"

@@ -16,7 +16,7 @@ from histotl.learn.config import TrainConfig
 from histotl.learn.labels import hard, known_rows
 from histotl.learn.reading import read_table, with_ids
 from histotl.learn.split import split_patients
-from histotl.learn.table import SPLITS, Cases, build_cases
+from histotl.learn.table import SPLITS, Cases, build_cases, refuse_leakage
 from histotl.learn.task import Task
 
 
@@ -28,11 +28,35 @@ class Cohort:
         cases: The cases, in the order of the table.
         bags: The feature rows of each case.
         notes: What was left out and why, as counts, and how the split came about.
+        split_made: Whether the table had no split, so that one was made here.
     """
 
     cases: Cases
     bags: Bags
     notes: dict[str, object] = field(default_factory=dict)
+    split_made: bool = False
+
+    def subset(self, keep: npt.NDArray[np.int64]) -> Cohort:
+        """Some of the cases, by their places."""
+        return replace(self, cases=_take(self.cases, keep.tolist()), bags=self.bags.subset(keep))
+
+    def of_task(self, task: Task) -> Cohort:
+        """The same cases with one task's labels only; its condition has done its part in them."""
+        targets = {task.name: self.cases.targets[task.name]}
+        alone = replace(task, applies_if="")
+        return replace(self, cases=replace(self.cases, tasks=(alone,), targets=targets))
+
+    def with_splits(self, splits: Sequence[str]) -> Cohort:
+        """The same cases in other splits.
+
+        Raises:
+            LeakageError: A patient stands in two of them.
+            TableError: Train or val is empty, or train lacks labels or a class of a task.
+        """
+        refuse_leakage(self.cases.patients, splits)
+        cases = replace(self.cases, splits=tuple(splits))
+        check_labels(cases)
+        return replace(self, cases=cases)
 
     def split_table(self, id_column: str) -> pd.DataFrame:
         """Id, patient and split of every case."""
@@ -61,10 +85,12 @@ def build_cohort(
     cases = build_cases(
         frame, tasks, id_column=id_column, patient=config.patient, split=config.split_column, bag=config.bag
     )
+    split_made = not any(cases.splits)
     cases, made = _with_splits(cases, config)
     cohort = join(cases, store, allow_missing=config.allow_missing_features)
-    _check_labels(cohort.cases)
-    return replace(cohort, notes=cohort.notes | {"split": made, "rows_in_table": len(frame)})
+    check_labels(cohort.cases)
+    notes = cohort.notes | {"split": made, "rows_in_table": len(frame)}
+    return replace(cohort, notes=notes, split_made=split_made)
 
 
 def join(cases: Cases, store: BagStore, *, allow_missing: bool) -> Cohort:
@@ -145,7 +171,12 @@ def _with_splits(cases: Cases, config: TrainConfig) -> tuple[Cases, str]:
     return replace(cases, splits=tuple(splits)), made
 
 
-def _check_labels(cases: Cases) -> None:
+def check_labels(cases: Cases) -> None:
+    """Raise if train or val is empty, or train lacks labels or a class of a task.
+
+    Raises:
+        TableError: Says which.
+    """
     for split, cure in (
         ("train", "mark some rows with train, and embed them"),
         ("val", "validation chooses and calibrates the model: mark some patients with val, and embed them"),

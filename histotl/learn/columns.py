@@ -8,16 +8,16 @@ import numpy as np
 import numpy.typing as npt
 
 from histotl.learn.applies import chances
+from histotl.learn.decisions import Decision, decide, set_columns
 from histotl.learn.heads.base import Decoding
 from histotl.learn.labels import NO_LABEL, SEPARATOR
-from histotl.learn.scores import decide
 from histotl.learn.task import Task
 
 Columns = dict[str, npt.NDArray[np.generic]]
 Floats = npt.NDArray[np.float64]
 
 UNCALIBRATED = ":uncalibrated"
-"""End of the names of columns with the probabilities before temperature scaling."""
+"""End of the names of columns with the probabilities before calibration."""
 
 JOINT = ":joint"
 """End of the names of columns with the probability that the task applies and the class is this one."""
@@ -59,13 +59,22 @@ def is_text(task: Task) -> bool:
     return bool(task.classes)
 
 
-def answer_columns(tasks: Sequence[Task], answers: Mapping[str, Floats], uncalibrated: Mapping[str, Floats]) -> Columns:
+def answer_columns(
+    tasks: Sequence[Task],
+    answers: Mapping[str, Floats],
+    uncalibrated: Mapping[str, Floats],
+    *,
+    decisions: Mapping[str, Decision],
+    ids: Sequence[str],
+) -> Columns:
     """Columns of all tasks.
 
     Args:
         tasks: What is predicted.
         answers: Task -> (n, k) probabilities, or (n, 1 + extras).
-        uncalibrated: The same of classification tasks before temperature scaling.
+        uncalibrated: The same of classification tasks before calibration.
+        decisions: Task -> its threshold and sets.
+        ids: Name of each row.
     """
     columns: Columns = {}
     applies = chances(tasks, answers)
@@ -76,8 +85,9 @@ def answer_columns(tasks: Sequence[Task], answers: Mapping[str, Floats], uncalib
             names = [task.name, *(f"{task.name}:{extra}" for extra in extras)]
             columns |= {name: values[:, i] for i, name in enumerate(names)}
         else:
-            columns[task.name] = _named(task, values)
+            columns[task.name] = _named(task, values, decisions.get(task.name))
             columns |= {probability_column(task, name): values[:, i] for i, name in enumerate(task.classes)}
+        columns |= set_columns(task, values, decisions.get(task.name, Decision()), ids)
         if task.nature.ordered:
             columns[expected_column(task)] = values @ np.arange(task.n_classes)
         if task.name in applies:
@@ -90,9 +100,9 @@ def answer_columns(tasks: Sequence[Task], answers: Mapping[str, Floats], uncalib
     return columns
 
 
-def _named(task: Task, values: Floats) -> npt.NDArray[np.generic]:
+def _named(task: Task, values: Floats, decision: Decision | None) -> npt.NDArray[np.generic]:
     """The class of each row, or its labels joined as in a label table."""
     if task.is_classification:
-        return np.array(task.classes, dtype=object)[decide(task, values)]
+        return np.array(task.classes, dtype=object)[decide(task, values, decision)]
     rows = [[name for name, p in zip(task.classes, row, strict=True) if p >= LABEL_FROM] for row in values]
     return np.array([SEPARATOR.join(row) or NO_LABEL for row in rows], dtype=object)

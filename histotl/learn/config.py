@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 from histotl.core.condition import Condition
 from histotl.core.errors import UsageError
 from histotl.core.registry import create
+from histotl.learn.decision_rules import parse_rule, parse_sets
 
 T = TypeVar("T")
 NO_GATE = "none"
@@ -17,6 +18,7 @@ NO_GATE = "none"
 Level = Literal["auto", "tile", "slide"]
 ClassBalance = Literal["balanced", "effective", "logit_adjust", "none"]
 Where = Literal["features", "parameters"]
+CalibrationMethod = Literal["temperature", "vector", "isotonic", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,16 @@ class TrainConfig:
     """Out-of-distribution detectors whose mean calibrated score is the gate, as specs; 'none' for no gate."""
     alpha: float = 0.05
     """Share of in-distribution cases that the gate may flag."""
+    calibration: CalibrationMethod = "temperature"
+    """How stated probabilities are made to come true on validation: 'temperature', 'vector', 'isotonic' or 'none'.
+    Vector needs 20 labelled validation rows an output, isotonic 1000; with fewer it is the temperature."""
+    threshold: str = "none"
+    """From which probability on two-class tasks say yes, chosen on validation: 'youden', 'sensitivity=0.95', 'cost=5'
+    (a missed case costs five false alarms), or 'none' for the likelier class."""
+    coverage: float = 0.9
+    """Share of cases whose truth is to be in the answered set of classes, run of grades or interval; 0 for no sets."""
+    sets: str = "aps"
+    """How sets of classes grow: 'aps', or 'raps(penalty=0.01, free=2)', which makes large ones rarer."""
     hidden: int = 256
     """Width of the trunk that all tasks share; 0 for none (linear heads)."""
     dropout: float = 0.5
@@ -91,6 +103,9 @@ class TrainConfig:
     """Networks trained from different seeds and averaged."""
     seed: int = 0
     """Seed of splits, initial weights, batches and dropout."""
+    compare_single: bool = True
+    """Of several tasks, also train each alone with the same settings and report the difference on validation, with
+    intervals; the time of training grows by that factor."""
     device: str = "auto"
     """'auto', 'cpu', 'cuda' or 'cuda:1'."""
 
@@ -102,6 +117,8 @@ class TrainConfig:
         if self.ood == (NO_GATE,):
             object.__setattr__(self, "ood", ())
         self._check_ranges()
+        parse_rule(self.threshold)
+        parse_sets(self.sets)
         fractions = self.fractions
         if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6 or min(fractions[:2]) <= 0:
             raise UsageError(f"fractions are {fractions}", hint="give three shares that sum to 1, such as 0.6 0.2 0.2")
@@ -115,6 +132,7 @@ class TrainConfig:
     def _check_ranges(self) -> None:
         limits = {
             "alpha": (0.0, 1.0, "a share between 0 and 1, such as 0.05"),
+            "coverage": (-1e-9, 1.0, "a share from 0 (no sets) to below 1, such as 0.9"),
             "hidden": (-1, float("inf"), "a width such as 256, or 0 for linear heads"),
             "dropout": (-1e-9, 1.0, "a share from 0 to below 1, such as 0.5"),
             "weight_decay": (-1e-9, float("inf"), "0 or more, such as 0.01"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
@@ -21,7 +21,10 @@ from histotl.core.provenance import file_digest
 from histotl.core.values import FeatureIdentity
 from histotl.learn._gate_file import pack_gate, unpack_gate
 from histotl.learn.bags import Kind, Packed
-from histotl.learn.calibrate import averaged
+from histotl.learn.calibrators import Calibration, Temperature, averaged
+from histotl.learn.calibrators import from_dict as calibration_from_dict
+from histotl.learn.calibrators import to_dict as calibration_to_dict
+from histotl.learn.decisions import Decision, decide, decision_from_dict
 from histotl.learn.gate import Gate
 from histotl.learn.heads.base import decoded
 from histotl.learn.network import Architecture, Network, evaluating
@@ -29,7 +32,7 @@ from histotl.learn.objective import TaskFacts
 from histotl.learn.task import Task, task_from_dict
 
 WEIGHTS_NAME, META_NAME = "model.safetensors", "model.json"
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,7 +42,7 @@ class Answers:
     Args:
         tasks: Task name -> float64 (B, k) probabilities, or (B, 1 + extras): the number in units of the labels or the
             risk, and what the head adds to it.
-        uncalibrated: The same of classification tasks, before temperature scaling.
+        uncalibrated: The same of classification tasks, before calibration.
         weights: float64 (N,), each tile's share in its bag, mean over members, or (N, t) where tasks differ in it; None
             where there is no such thing.
     """
@@ -63,7 +66,8 @@ class Model:
         architecture: Shapes of the networks.
         members: Networks in evaluation mode.
         facts: What training labels said of each task.
-        temperatures: Task name -> temperature.
+        calibrations: Task name -> what makes its probabilities come true.
+        decisions: Task name -> its threshold, and the bound of its sets.
         gate: The out-of-distribution gate, or None.
         extra: Configuration, label counts, provenance: kept, not used.
     """
@@ -77,9 +81,15 @@ class Model:
     architecture: Architecture
     members: tuple[Network, ...]
     facts: Mapping[str, TaskFacts]
-    temperatures: Mapping[str, float]
+    calibrations: Mapping[str, Calibration]
+    decisions: Mapping[str, Decision]
     gate: Gate | None
     extra: Mapping[str, object]
+
+    def setting(self, name: str) -> object:
+        """A field of the configuration that it was trained with; None when it is not known."""
+        config = self.extra.get("config")
+        return config.get(name) if isinstance(config, dict) else None
 
     def to(self, device: torch.device) -> Model:
         """Move the networks; the gate stays on the CPU."""
@@ -104,10 +114,15 @@ class Model:
         for task in self.tasks:
             fact = self.facts[task.name]
             if task.is_classification:
-                found[task.name] = averaged(task, outputs[task.name], self.temperatures.get(task.name, 1.0))
+                calibration = self.calibrations.get(task.name, Temperature())
+                found[task.name] = calibration.probabilities(task, outputs[task.name])
             else:
                 found[task.name] = decoded(task.head, plain.pop(task.name), fact)
         return Answers(tasks=found, uncalibrated=plain, weights=weights)
+
+    def decide(self, task: Task, probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        """Class (n,) of calibrated probabilities (n, k), by the task's threshold if it has one."""
+        return decide(task, probabilities, self.decisions.get(task.name))
 
     def check(self, identity: FeatureIdentity | None, dim: int) -> None:
         """Refuse features that the model was not trained on.
@@ -149,7 +164,8 @@ def save_model(model: Model, folder: Path) -> None:
         "architecture": asdict(model.architecture),
         "members": len(model.members),
         "facts": {name: asdict(fact) for name, fact in model.facts.items()},
-        "temperatures": dict(model.temperatures),
+        "calibrations": {name: calibration_to_dict(found) for name, found in model.calibrations.items()},
+        "decisions": {name: found.to_dict() for name, found in model.decisions.items()},
         "gate": gate_meta,
         "weights_digest": file_digest(folder / WEIGHTS_NAME, whole=True),
     }
@@ -208,7 +224,7 @@ def _build(meta: dict[str, object], tensors: dict[str, torch.Tensor]) -> Model:
     facts = {name: _facts(fact) for name, fact in cast("dict[str, dict[str, object]]", meta["facts"]).items()}
     identity = None if meta["identity"] is None else FeatureIdentity(**entry["identity"])  # type: ignore[arg-type]
     known = ("tasks", "level", "kind", "bag", "id_column", "identity", "architecture", "members", "facts")
-    used = {*known, "temperatures", "gate", "schema", "weights_digest"}
+    used = {*known, "calibrations", "decisions", "gate", "schema", "weights_digest"}
     return Model(
         tasks=tuple(task_from_dict(task) for task in cast("list[dict[str, object]]", meta["tasks"])),
         level=cast("Literal['tile', 'slide']", meta["level"]),
@@ -219,10 +235,15 @@ def _build(meta: dict[str, object], tensors: dict[str, torch.Tensor]) -> Model:
         architecture=architecture,
         members=tuple(members),
         facts=facts,
-        temperatures=cast("dict[str, float]", meta["temperatures"]),
+        calibrations={n: calibration_from_dict(v) for n, v in _entries(meta, "calibrations")},
+        decisions={n: decision_from_dict(v) for n, v in _entries(meta, "decisions")},
         gate=None if meta["gate"] is None else unpack_gate(entry["gate"], tensors),
         extra={name: value for name, value in meta.items() if name not in used},
     )
+
+
+def _entries(meta: Mapping[str, object], name: str) -> Iterable[tuple[str, dict[str, object]]]:
+    return cast("dict[str, dict[str, object]]", meta[name]).items()
 
 
 def _facts(fact: dict[str, object]) -> TaskFacts:

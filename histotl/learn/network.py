@@ -131,6 +131,10 @@ class Network(nn.Module):
             own[name] = reverse_gradient(own[name], strength)
         return {name: layers[name](own[name]) for name in self.answered}
 
+    def bias(self, task: str) -> torch.Tensor:
+        """(o,): what the task's linear layer adds."""
+        return cast("nn.Linear", self.heads[self.names.index(task)]).bias
+
     def forward(self, x: torch.Tensor, offsets: torch.Tensor, coords: torch.Tensor | None = None) -> Output:
         """Float32 (N, D) tiles of packed bags into outputs."""
         return self.respond(self.pool(x, offsets, coords))

@@ -18,6 +18,7 @@ from histotl.core.provenance import Provenance, file_digest
 from histotl.learn.bags import Bags, BagStore, Packed
 from histotl.learn.columns import Columns, answer_columns, probability_column
 from histotl.learn.config import PredictConfig
+from histotl.learn.decisions import slide_means
 from histotl.learn.folder import check_folder
 from histotl.learn.gate import GateScores
 from histotl.learn.gate_fit import mean_vectors
@@ -80,7 +81,7 @@ def predict(
     config, model_folder, out = config or PredictConfig(), Path(model), Path(out)
     check_folder(out)
     loaded = load_model(model_folder).to(choose_device(config.device))
-    keep = config.keep or str(_setting(loaded, "keep") or "")
+    keep = config.keep or str(loaded.setting("keep") or "")
     store = BagStore.open(features, backbone=config.backbone, views=config.tta, keep=keep)
     if store.kind != loaded.kind:
         raise IdentityError(
@@ -99,7 +100,7 @@ def predict(
         packed = chosen.bags.gather(rows)
         ids = chosen.ids[done : done + len(rows)]
         views = (chosen.bags.gather(rows, view=view) for view in range(store.source.n_views))
-        parts.append(_block(loaded, packed, views, ids, tiles, priors))
+        parts.append(case_columns(loaded, packed, views, ids, tiles, priors))
         done += len(rows)
         report(Step(stage="predict", done=done, total=len(chosen.ids), item=ids[-1]))
     frame = pd.DataFrame({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
@@ -122,7 +123,7 @@ def choose(model: Model, store: BagStore, config: PredictConfig) -> Chosen:
             cure = f"add --table TABLE.csv with the columns {store.id_column} and {model.bag}"
             raise TableError(f"the model answers for bags by {model.bag!r}, and no table says which", hint=cure)
         return Chosen(ids=store.ids, bags=store.bags([[i] for i in range(len(store.ids))]))
-    id_column = str(_setting(model, "id_column") or store.id_column)
+    id_column = str(model.setting("id_column") or store.id_column)
     frame = with_ids(read_table(config.table), id_column)
     names = column(frame, id_column, flag="--id-column of train")
     owners = column(frame, model.bag, flag="--bag of train") if model.bag else names
@@ -144,7 +145,7 @@ def _wanted(model: Model, frame: pd.DataFrame, config: PredictConfig) -> list[bo
     """Whether each row of the table is of the splits that were asked for."""
     if not config.splits:
         return [True] * len(frame)
-    name = str(_setting(model, "split_column") or "split")
+    name = str(model.setting("split_column") or "split")
     splits = [(split or "").lower() for split in column(frame, name, flag="--split-column of train")]
     if not set(splits) & set(config.splits):
         held = ", ".join(sorted(set(splits) - {""})) or "none"
@@ -158,7 +159,7 @@ def _tell(report: Report, chosen: Chosen) -> None:
         report(Step(stage="predict", message=f"{n} rows of the table have no features and get no answer: {shown}"))
 
 
-def _block(
+def case_columns(
     model: Model,
     packed: Packed,
     views: Iterable[Packed],
@@ -171,10 +172,11 @@ def _block(
     answers = _mean_answers(model.answer(each) for each in chain((packed,), views))
     slides = answers
     if model.level == "tile" and model.kind == "slides":
-        tasks, plain = (_slide_means(found, offsets) for found in (answers.tasks, answers.uncalibrated))
+        tasks, plain = (slide_means(found, offsets) for found in (answers.tasks, answers.uncalibrated))
         slides = Answers(tasks=tasks, uncalibrated=plain)
     found = with_priors(slides.tasks, model.tasks, model.facts, priors)
-    columns = answer_columns(model.tasks, found, with_priors(slides.uncalibrated, model.tasks, model.facts, priors))
+    plain = with_priors(slides.uncalibrated, model.tasks, model.facts, priors)
+    columns = answer_columns(model.tasks, found, plain, decisions=model.decisions, ids=ids)
     gate = None
     if model.gate is not None:
         gate = model.gate.score(mean_vectors(packed.x, offsets), packed.x, offsets)
@@ -209,12 +211,6 @@ def _added(one: Answers, other: Answers) -> Answers:
     tasks = {name: values + other.tasks[name] for name, values in one.tasks.items()}
     plain = {name: values + other.uncalibrated[name] for name, values in one.uncalibrated.items()}
     return Answers(tasks=tasks, uncalibrated=plain, weights=weights)
-
-
-def _slide_means(
-    tiles: dict[str, npt.NDArray[np.float64]], offsets: npt.NDArray[np.int64]
-) -> dict[str, npt.NDArray[np.float64]]:
-    return {n: np.add.reduceat(v, offsets[:-1], axis=0) / np.diff(offsets)[:, None] for n, v in tiles.items()}
 
 
 def _write_tiles(
@@ -264,11 +260,6 @@ def _pairs(frame: pd.DataFrame, id_column: str) -> Iterator[tuple[str, str]]:
         yield name or "", split or ""
 
 
-def _setting(model: Model, name: str) -> object:
-    config = model.extra.get("config")
-    return config.get(name) if isinstance(config, dict) else None
-
-
 def _meta(
     model: Model, folder: Path, features: Path | str, config: PredictConfig, views: ViewSpec | None
 ) -> dict[str, object]:
@@ -281,11 +272,12 @@ def _meta(
         "level": model.level,
         "kind": model.kind,
         "bag": model.bag,
-        "table_id_column": "" if model.bag else str(_setting(model, "id_column") or ""),
+        "table_id_column": "" if model.bag else str(model.setting("id_column") or ""),
         "features": str(features),
         "backbone": config.backbone,
         "tta": None if views is None else asdict(views),
         "aggregator": model.architecture.aggregator,
         "alpha": None if model.gate is None else model.gate.alpha,
+        "decisions": {name: found.to_dict() for name, found in model.decisions.items()},
         "provenance": asdict(provenance),
     }

@@ -2,13 +2,15 @@
 
 ``predictions.csv`` has one row a slide (first column ``slide_id``), a patch (``path``), or a bag of patches (the column
 that gathered them). Classification tasks give ``<task>`` (the class) and ``<task>:<class>`` (probabilities that sum to
-1; with ``:uncalibrated`` behind it the one before temperature scaling), ordinal ones also ``<task>:expected`` (mean
-grade index, 0 = lowest). Several labels give ``<task>`` (those of 0.5 or more, joined by ``;``) and ``<task>:<label>``,
-regression ``<task>`` with its spread in ``<task>:sd`` or ``<task>:q5``, survival ``<task>`` (the risk, higher is
-earlier) and ``<task>:S(t)`` (no event until t). A task with a condition also has ``<task>:applies``, the probability
-that it applies, and ``<task>:<class>:joint``, that times the class's own. ``ood_score``, ``ood_p``, ``ood_flag`` and
-``ood_<statistic>`` are the gate's, ``failure_score`` is the entropy of the first classification task, ``model_split``
-the part that the row had in training (empty for rows that the model never saw).
+1; with ``:uncalibrated`` behind it the one before calibration) and ``<task>:set`` (classes that hold the true one as
+often as training was asked for, joined by ``;``), ordinal ones also ``<task>:expected`` (mean grade, 0 = lowest).
+Several labels give ``<task>`` (those of 0.5 or more, joined by ``;``) and ``<task>:<label>``, regression ``<task>``
+with its spread in ``<task>:sd`` or ``<task>:q5`` and the ends ``<task>:low`` and ``<task>:high`` of a conformal
+interval, survival ``<task>`` (the risk, higher is earlier) and ``<task>:S(t)`` (no event until t). A task with a
+condition also has ``<task>:applies``, the probability that it applies, and ``<task>:<class>:joint``, that times the
+class's own. ``ood_score``, ``ood_p``, ``ood_flag`` and ``ood_<statistic>`` are the gate's, ``failure_score`` is the
+entropy of the first classification task, ``model_split`` the part that the row had in training (empty for rows that
+the model never saw).
 """
 
 from __future__ import annotations
@@ -23,9 +25,13 @@ import pandas as pd
 from histotl.core.atomic import atomic_path, write_text
 from histotl.core.errors import TableError
 from histotl.learn.columns import columns_of, is_text
+from histotl.learn.decisions import SET
 from histotl.learn.task import Task, task_from_dict
 
 TABLE_NAME, META_NAME, TILE_FOLDER = "predictions.csv", "predictions.json", "tile_scores"
+EXPLANATION_NAME = "explanation.json"
+"""What `histotl explain` adds to the folder."""
+
 SCHEMA = 1
 
 
@@ -58,7 +64,8 @@ class Predictions:
 
 def clear_predictions(folder: Path) -> None:
     """Remove the table and the tile scores of an earlier run, which must not stand beside those of another model."""
-    (folder / TABLE_NAME).unlink(missing_ok=True)
+    for name in (TABLE_NAME, EXPLANATION_NAME):
+        (folder / name).unlink(missing_ok=True)
     for old in (folder / TILE_FOLDER).glob("*.h5"):
         old.unlink()
 
@@ -87,7 +94,7 @@ def read_predictions(folder: Path | str) -> Predictions:
         meta = json.loads((folder / META_NAME).read_text(encoding="utf-8"))
         id_column, entries = str(meta["id_column"]), list(meta["tasks"])
         tasks = tuple(task_from_dict(entry) for entry in entries)
-        text = _text_columns(id_column, tasks)
+        text = _text_columns(id_column, tasks) | {f"{task.name}{SET}": str for task in tasks}
         frame = pd.read_csv(folder / TABLE_NAME, dtype=text, keep_default_na=False, na_values=[""])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TableError(f"{folder} is no predictions folder: {error}", hint=cure) from error
@@ -107,7 +114,7 @@ def read_predictions(folder: Path | str) -> Predictions:
 
 def _refuse_words(frame: pd.DataFrame, tasks: Sequence[Task], path: Path) -> None:
     """Raise if a column of numbers holds something else."""
-    texts = {"ood_flag", *(task.name for task in tasks if is_text(task))}
+    texts = {"ood_flag", *(task.name + end for task in tasks if is_text(task) for end in ("", SET))}
     ours = tuple(f"{task.name}:" for task in tasks)
     values = {"failure_score", "n_tiles", *(task.name for task in tasks if not is_text(task))}
     for name in frame.columns:

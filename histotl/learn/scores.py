@@ -9,19 +9,14 @@ import numpy.typing as npt
 import torch
 from sklearn.metrics import roc_auc_score
 
-from histotl.learn.calibrate import P_MIN, averaged, negative_log_likelihood
+from histotl.learn.calibrate import P_MIN, negative_log_likelihood
+from histotl.learn.calibrators import Calibration, Temperature, averaged
 from histotl.learn.concordance import concordance
-from histotl.learn.heads.base import Deciding, Floats, decoded
+from histotl.learn.decisions import Decision, decide
+from histotl.learn.heads.base import Floats, decoded
 from histotl.learn.labels import hard, known_rows
 from histotl.learn.objective import Targets, TaskFacts
 from histotl.learn.task import Task
-
-
-def decide(task: Task, probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Class of each row: by the head's own rule, such as the median of grades, else the most probable class."""
-    if isinstance(task.head, Deciding):
-        return task.head.decide(probabilities)
-    return np.asarray(probabilities.argmax(axis=1), dtype=np.int64)
 
 
 def entropy(probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -34,8 +29,9 @@ def validation_scores(
     tasks: Sequence[Task],
     outputs: Mapping[str, Sequence[torch.Tensor]],
     targets: Targets,
-    temperatures: Mapping[str, float],
+    calibrations: Mapping[str, Calibration],
     facts: Mapping[str, TaskFacts],
+    decisions: Mapping[str, Decision],
 ) -> dict[str, dict[str, float]]:
     """Task -> metric -> value on the labelled validation rows.
 
@@ -43,8 +39,9 @@ def validation_scores(
         tasks: What is predicted.
         outputs: Task name -> outputs of each member (n, o).
         targets: Task name -> (n,) or (n, c).
-        temperatures: Task name -> temperature.
+        calibrations: Task name -> what makes its probabilities come true.
         facts: Scale of regression labels.
+        decisions: Task name -> how its class is chosen.
     """
     scores: dict[str, dict[str, float]] = {}
     for task in tasks:
@@ -52,7 +49,9 @@ def validation_scores(
         target, rows = targets[task.name][known], [o[torch.from_numpy(known)] for o in outputs[task.name]]
         found: dict[str, float] = {"n": float(len(known))}
         if len(known) and task.is_classification:
-            found |= _classification(task, rows, hard(target).astype(np.int64), temperatures.get(task.name, 1.0))
+            calibration = calibrations.get(task.name, Temperature())
+            truth = hard(target).astype(np.int64)
+            found |= _classification(task, rows, truth, calibration, decisions.get(task.name))
         elif len(known) and task.nature.answers == "labels":
             found |= _labels(averaged(task, rows), target)
         elif len(known):
@@ -87,10 +86,14 @@ def _labels(p: Floats, target: Floats) -> dict[str, float]:
 
 
 def _classification(
-    task: Task, rows: Sequence[torch.Tensor], target: npt.NDArray[np.int64], temperature: float
+    task: Task,
+    rows: Sequence[torch.Tensor],
+    target: npt.NDArray[np.int64],
+    calibration: Calibration,
+    decision: Decision | None,
 ) -> dict[str, float]:
-    p = averaged(task, rows, temperature)
-    predicted = decide(task, p)
+    p = calibration.probabilities(task, rows)
+    predicted = decide(task, p, decision)
     recalls = [float((predicted[target == c] == c).mean()) for c in np.unique(target)]
     found = {
         "balanced_accuracy": float(np.mean(recalls)),

@@ -1,4 +1,4 @@
-"""Train, val and test by patient, with every class spread as the shares say."""
+"""Train, val and test, or folds, by patient, with every class spread as the shares say."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from histotl.core.errors import UsageError
 from histotl.learn.labels import hard, known_rows
 from histotl.learn.objective import Targets
 from histotl.learn.table import SPLITS
@@ -31,6 +32,28 @@ def split_patients(
         shares: Of train, val and test; sum 1.
         seed: Breaks ties.
     """
+    return [SPLITS[part] for part in _parts(patients, tasks, targets, shares=shares, seed=seed)]
+
+
+def fold_patients(
+    patients: Sequence[str], tasks: Sequence[Task], targets: Targets, *, folds: int, seed: int
+) -> npt.NDArray[np.int64]:
+    """Fold of each case int64 (n,), 0 to ``folds`` - 1, spread as :func:`split_patients` spreads splits.
+
+    Raises:
+        UsageError: Fewer patients than folds, or fewer than three folds: one is tested, one validates.
+    """
+    found = len(set(patients))
+    if folds < 3 or found < folds:
+        cure = f"give 3 to {found} folds" if found >= 3 else "label more patients: three are the least"
+        raise UsageError(f"{folds} folds of {found} patients", hint=cure)
+    return _parts(patients, tasks, targets, shares=[1 / folds] * folds, seed=seed)
+
+
+def _parts(
+    patients: Sequence[str], tasks: Sequence[Task], targets: Targets, *, shares: Sequence[float], seed: int
+) -> npt.NDArray[np.int64]:
+    """Part of each case, an index into ``shares``."""
     names, place = np.unique(np.asarray(patients), return_inverse=True)
     labels = np.concatenate([_indicator(task, targets[task.name]) for task in tasks], axis=1)
     table = np.zeros((len(names), labels.shape[1] + 1))
@@ -50,7 +73,7 @@ def split_patients(
         best = int(np.argmax((wanted / full) @ (table[patient] / total)))
         chosen[patient] = used[best]
         wanted[best] -= table[patient]
-    return [SPLITS[chosen[i]] for i in place]
+    return np.asarray(chosen[place], dtype=np.int64)
 
 
 def _indicator(task: Task, target: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -19,9 +19,12 @@ from histotl.core.errors import TableError, UsageError
 from histotl.core.progress import Report, Step, silent
 from histotl.core.provenance import Provenance, file_digest
 from histotl.learn.bags import Bags, BagStore
-from histotl.learn.calibrate import averaged, calibrate
+from histotl.learn.calibrate import calibrate
+from histotl.learn.calibrators import averaged, to_dict
 from histotl.learn.cohort import Cohort, build_cohort, label_counts
+from histotl.learn.compare import answered, difference
 from histotl.learn.config import TrainConfig, check_plugins
+from histotl.learn.decisions import fit_decisions
 from histotl.learn.fit import Fitted, Labelled, fit
 from histotl.learn.folder import check_folder
 from histotl.learn.gate import Gate
@@ -34,11 +37,9 @@ from histotl.learn.objective import with_options
 from histotl.learn.pretrained import Pretrained, choose_aggregator, load_aggregator
 from histotl.learn.scores import validation_scores
 from histotl.learn.task import Task, check_names
+from histotl.learn.trained import EVAL_ROWS, Trained, case_answers
 
 TRAINING_NAME, SPLITS_NAME = "training.json", "splits.csv"
-EVAL_ROWS = 16384
-"""Tiles in one pass over the validation cases."""
-
 Level = Literal["tile", "slide"]
 
 
@@ -54,6 +55,8 @@ class TrainResult:
         notes: What of the table and the features was left out, and how the split came about.
         learning_rate: The one kept.
         seconds: Time taken.
+        comparison: Task -> metric -> ``multi``, ``single`` and ``delta`` (with its interval) on val, where several
+            tasks were trained.
     """
 
     folder: Path
@@ -63,6 +66,7 @@ class TrainResult:
     notes: Mapping[str, object] = field(default_factory=dict)
     learning_rate: float = 0.0
     seconds: float = 0.0
+    comparison: Mapping[str, Mapping[str, Mapping[str, object]]] = field(default_factory=dict)
 
 
 def train(
@@ -97,10 +101,51 @@ def train(
     """
     config, began, out = config or TrainConfig(), time.monotonic(), Path(out)
     check_folder(out)
-    store, level, cohort = _prepare(table, features, tasks, config)
+    store, level, cohort = prepare(table, features, tasks, config)
     _tell(report, cohort)
     if store.emptied:
         report(Step(stage="train", message=store.what_is_left_out(config.keep)))
+    inputs = _inputs(store, table)
+    trained = train_cohort(cohort, store, level, config, inputs, report)
+    comparison = _compare_single(trained, cohort, store, level, config, report)
+    model = trained.model
+    save_model(model, out)
+    _write_splits(cohort, model.id_column, out)
+    result = TrainResult(
+        folder=out,
+        level=level,
+        cases={split: len(cohort.cases.in_split(split)) for split in ("train", "val", "test")},
+        validation=trained.validation,
+        notes=cohort.notes,
+        learning_rate=trained.fitted.learning_rate,
+        comparison=comparison,
+        seconds=round(time.monotonic() - began, 2),
+    )
+    _write_training(result, cohort, trained, out)
+    return result
+
+
+def train_cohort(
+    cohort: Cohort,
+    store: BagStore,
+    level: Level,
+    config: TrainConfig,
+    inputs: Mapping[str, str],
+    report: Report = silent,
+) -> Trained:
+    """A model from the train and val cases of a cohort; nothing is written.
+
+    Args:
+        cohort: Cases with splits.
+        store: Their features.
+        level: Whether rows or bags get answers.
+        config: Settings.
+        inputs: Name -> digest of what was read, for the model's provenance.
+        report: Told of every network trained.
+
+    Raises:
+        TableError: A task has no labelled training row.
+    """
     train_set, val_set = (_labelled(cohort, split, level, store, config) for split in ("train", "val"))
     start = _pretrained(store, level, config)
     aggregator = choose_aggregator(config.aggregator, TrainConfig.aggregator, start) if level == "slide" else ""
@@ -114,25 +159,29 @@ def train(
         report=report,
     )
     gate = _gate(cohort, store, config)
-    model = _finished(_model(cohort, store, level, config, fitted, gate, table), train_set)
+    model = _finished(_model(cohort, store, level, config, fitted, gate, inputs), train_set)
     outputs = _outputs(model, val_set.bags)
     majority = {t.name: hard(val_set.targets[t.name]) for t in model.tasks if t.is_classification}
-    temperatures = calibrate(model.tasks, outputs, majority)
-    model = replace(model, temperatures=temperatures)
-    validation = validation_scores(model.tasks, outputs, val_set.targets, temperatures, model.facts)
-    save_model(without_auxiliary(model), out)
-    _write_splits(cohort, model.id_column, out)
-    result = TrainResult(
-        folder=out,
-        level=level,
-        cases={split: len(cohort.cases.in_split(split)) for split in ("train", "val", "test")},
-        validation=validation,
-        notes=cohort.notes,
-        learning_rate=fitted.learning_rate,
-        seconds=round(time.monotonic() - began, 2),
+    calibrated = calibrate(model.tasks, outputs, majority, config.calibration)
+    model = without_auxiliary(replace(model, calibrations=calibrated.calibrations))
+    rows = cohort.cases.in_split("val")
+    answers = case_answers(model, cohort.bags.subset(rows))
+    decisions, notes = fit_decisions(
+        model.tasks,
+        answers,
+        {name: target[rows] for name, target in cohort.cases.targets.items()},
+        ids=[cohort.cases.ids[row] for row in rows],
+        patients=[cohort.cases.patients[row] for row in rows],
+        threshold=config.threshold,
+        coverage=config.coverage,
+        sets=config.sets,
     )
-    _write_training(result, cohort, fitted, temperatures, out)
-    return result
+    for name, note in [*calibrated.notes.items(), *notes.items()]:
+        report(Step(stage="train", message=f"{name}: {note}"))
+    model = replace(model, decisions=decisions)
+    scores = validation_scores(model.tasks, outputs, val_set.targets, model.calibrations, model.facts, model.decisions)
+    said = {"calibration": dict(calibrated.notes), "decision": notes}
+    return Trained(model=model, fitted=fitted, validation=scores, answers=answers, notes=said)
 
 
 def preview(
@@ -150,14 +199,18 @@ def preview(
     Raises:
         TableError: As in :func:`train`, and so are LeakageError, IdentityError and StoreError.
     """
-    _, _, cohort = _prepare(table, features, tasks, config or TrainConfig())
+    _, _, cohort = prepare(table, features, tasks, config or TrainConfig())
     return label_counts(cohort.cases)
 
 
-def _prepare(
+def prepare(
     table: Path | str | pd.DataFrame, features: Path | str, tasks: Sequence[Task | str], config: TrainConfig
 ) -> tuple[BagStore, Level, Cohort]:
-    """Check everything that can be checked before the first step of training."""
+    """Open and join everything, and check what can be checked before the first step of training.
+
+    Raises:
+        TableError: As in :func:`train`, and so are LeakageError, IdentityError and StoreError.
+    """
     checked = check_names(tasks, reserved=config.bag)
     check_plugins(config)
     choose_device(config.device)
@@ -237,11 +290,8 @@ def _model(
     config: TrainConfig,
     fitted: Fitted,
     gate: Gate | None,
-    table: Path | str | pd.DataFrame,
+    inputs: Mapping[str, str],
 ) -> Model:
-    inputs = {f"features:{name}": digest for name, digest in store.digests.items()}
-    if not isinstance(table, pd.DataFrame):
-        inputs["table"] = file_digest(Path(table), whole=True)
     provenance = Provenance.now(specs={"train": asdict(config)}, inputs=inputs)
     priors = {name: list(fact.prior) for name, fact in fitted.facts.items()}
     return Model(
@@ -254,7 +304,8 @@ def _model(
         architecture=fitted.architecture,
         members=fitted.members,
         facts=fitted.facts,
-        temperatures={},
+        calibrations={},
+        decisions={},
         gate=gate,
         extra={
             "config": asdict(config),
@@ -300,7 +351,7 @@ def without_auxiliary(model: Model) -> Model:
         members=tuple(members),
         tasks=tuple(task for task in model.tasks if not task.is_helper),
         facts={name: fact for name, fact in model.facts.items() if name not in dropped},
-        temperatures={name: value for name, value in model.temperatures.items() if name not in dropped},
+        calibrations={name: value for name, value in model.calibrations.items() if name not in dropped},
     )
 
 
@@ -311,6 +362,37 @@ def _outputs(model: Model, bags: Bags) -> dict[str, list[torch.Tensor]]:
         task.name: [torch.cat([part[task.name][i] for part in parts]) for i in range(len(model.members))]
         for task in model.tasks
     }
+
+
+def _compare_single(
+    trained: Trained, cohort: Cohort, store: BagStore, level: Level, config: TrainConfig, report: Report
+) -> dict[str, dict[str, dict[str, object]]]:
+    """What each task gains on val from being trained with the others; nothing for a single task."""
+    tasks = trained.model.tasks
+    if len(cohort.cases.tasks) < 2 or not config.compare_single:
+        return {}
+    rows = cohort.cases.in_split("val")
+    patients = [cohort.cases.patients[row] for row in rows]
+    found = {}
+    for task in tasks:
+        alone = train_cohort(cohort.of_task(task), store, level, replace(config, ood=()), {}, report)
+        truth = cohort.cases.targets[task.name][rows]
+        found[task.name] = difference(
+            task,
+            [answered(trained.model, task, trained.answers[task.name])],
+            [answered(alone.model, task, alone.answers[task.name])],
+            truth,
+            patients,
+            seed=config.seed,
+        )
+    return found
+
+
+def _inputs(store: BagStore, table: Path | str | pd.DataFrame) -> dict[str, str]:
+    inputs = {f"features:{name}": digest for name, digest in store.digests.items()}
+    if not isinstance(table, pd.DataFrame):
+        inputs["table"] = file_digest(Path(table), whole=True)
+    return inputs
 
 
 def _tell(report: Report, cohort: Cohort) -> None:
@@ -327,17 +409,20 @@ def _write_splits(cohort: Cohort, id_column: str, out: Path) -> None:
         cohort.split_table(id_column).to_csv(path, index=False)
 
 
-def _write_training(
-    result: TrainResult, cohort: Cohort, fitted: Fitted, temperatures: Mapping[str, float], out: Path
-) -> None:
+def _write_training(result: TrainResult, cohort: Cohort, trained: Trained, out: Path) -> None:
+    model, fitted = trained.model, trained.fitted
+    calibrations = {name: to_dict(found) for name, found in model.calibrations.items()}
+    decisions = {name: found.to_dict() for name, found in model.decisions.items()}
+    chosen = {"learning_rate": fitted.learning_rate, "steps": fitted.steps}
     content = {
         "level": result.level,
         "cases": result.cases,
         "label_counts": label_counts(cohort.cases),
         "notes": result.notes,
-        "chosen": {"learning_rate": fitted.learning_rate, "steps": fitted.steps, "temperatures": dict(temperatures)},
+        "chosen": {**chosen, "calibrations": calibrations, "decisions": decisions, "notes": trained.notes},
         "tried": {f"{rate:g}": loss for rate, loss in fitted.tried.items()},
         "validation": result.validation,
+        "compared_with_single_tasks": result.comparison,
         "history": fitted.history,
         "seconds": result.seconds,
     }

@@ -69,6 +69,34 @@ def write_tile_scores(
             write_contiguous(group, name, values.astype(np.float32))
 
 
+def add_tile_scores(
+    path: Path,
+    coords_l0: npt.NDArray[np.integer],
+    columns: Mapping[str, npt.NDArray[np.floating]],
+    attributes: Mapping[str, object],
+) -> None:
+    """Put columns beside those that a slide's file has already, or make the file. Columns of one name are replaced.
+
+    Args:
+        path: As for :func:`write_tile_scores`, and so are the others.
+        coords_l0: (n, 2).
+        columns: (n,) for each name.
+        attributes: Joined with those of the file.
+
+    Raises:
+        StoreError: The file is of other tiles; or as for :func:`write_tile_scores`.
+        CorruptFileError: The file is damaged.
+    """
+    if not path.is_file():
+        write_tile_scores(path, coords_l0, columns, attributes)
+        return
+    there = read_tile_scores(path)
+    if not np.array_equal(there.coords_l0, coords_l0):
+        fact = f"{path} has scores of {len(there.coords_l0)} tiles, these are of {len(coords_l0)} others"
+        raise StoreError(fact, hint="predict again with the same features, or give another output folder")
+    write_tile_scores(path, coords_l0, {**there.columns, **columns}, {**there.attributes, **attributes})
+
+
 def read_tile_scores(path: Path) -> TileScores:
     """Inverse of :func:`write_tile_scores`; columns come back in their order.
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from histotl.core.intervals import Estimate
 from histotl.evaluate.config import EvaluateConfig
-from histotl.evaluate.intervals import Estimate
 from histotl.evaluate.report import interval, number, percent
 from histotl.evaluate.stage import evaluate_predictions as evaluate
 

@@ -135,3 +135,24 @@ def test_without_features_the_page_says_how_to_get_pictures(study: Callable[...,
     page = _run(study(n=60), tmp_path / "out", features=str(tmp_path / "gone")).report_html.read_text()
     assert "Name their folder with --features" in page
     assert "<img" not in page
+
+
+def test_the_most_faithful_explanation_is_drawn(
+    study: Callable[..., object], embedded: Callable[..., Path], tmp_path: Path
+) -> None:
+    made = study(n=60)
+    embedded(made, ["slide-040"])
+    result = _run(made, tmp_path / "out")
+    (before,) = _cards(result, made)
+    assert before.overlay_name == "attention: how much each tile counts in the answer"
+    path = made.predictions / "tile_scores" / "slide-040.h5"
+    scores = read_tile_scores(path)
+    task = before.tasks[0]
+    column = f"{task.task}:{task.predicted}:leave_one_out"
+    values = np.linspace(-1, 1, len(scores.coords_l0))
+    write_tile_scores(path, scores.coords_l0, {**scores.columns, column: values}, {})
+    tested = {task.task: {"random": {}, "leave_one_out": {}, "attention": {}}}
+    (made.predictions / "explanation.json").write_text(json.dumps({"faithfulness": tested}))
+    (after,) = _cards(result, made)
+    assert after.overlay_name == f"how much each tile speaks for “{task.predicted}” ({task.task}), by leave_one_out"
+    assert after.overlay != before.overlay

@@ -295,3 +295,38 @@ def test_small_sets_get_fewer_bins_in_the_curve_and_say_so(study: Study, tmp_pat
     assert len(curve) == 3
     assert min(entry["n"] for entry in curve) >= 10
     assert "3 bins of equal mass (fewer than 15" in result.report_html.read_text()
+
+
+def test_sets_and_intervals_are_measured_and_thresholds_named(study: Study, tmp_path: Path) -> None:
+    made = study(n=200)
+    table, meta = made.predictions / "predictions.csv", made.predictions / "predictions.json"
+    frame = pd.read_csv(table, keep_default_na=False)
+    frame["lesion:set"] = ["normal;lgin"] * len(frame)
+    frame["fraction:low"], frame["fraction:high"] = 0.0, 0.5
+    frame.to_csv(table, index=False)
+    bound = {"coverage": 0.9, "patients": 12, "rows": 20, "penalty": 0.0, "free": 1}
+    chosen = {"rule": "youden", "value": 0.3, "sensitivity": 0.9, "specificity": 0.8, "rows": 20}
+    decisions = {
+        "dysplasia": {"threshold": chosen, "conformal": None},
+        "lesion": {"threshold": None, "conformal": {**bound, "kind": "classes", "bound": 0.8}},
+        "fraction": {"threshold": None, "conformal": {**bound, "kind": "interval", "bound": None}},
+    }
+    meta.write_text(json.dumps({**json.loads(meta.read_text()), "decisions": decisions}))
+    found = _evaluate(made, tmp_path / "out")
+    test = made.labels[(made.labels["split"] == "test") & (made.labels["label"] != "")]
+    tasks = json.loads(found.metrics_json.read_text())["tasks"]
+    lesion, fraction = tasks["lesion"]["metrics"], tasks["fraction"]["metrics"]
+    assert lesion["set_coverage"]["value"] == pytest.approx(test["label"].isin(["normal", "lgin"]).mean())
+    assert lesion["set_size"]["value"] == 2
+    assert fraction["set_coverage"]["value"] == pytest.approx((test["fraction"].astype(float) <= 0.5).mean())
+    assert fraction["interval_width"]["value"] == pytest.approx(0.5)
+    assert "set_coverage" not in tasks["dysplasia"]["metrics"]
+    assert tasks["lesion"]["majority_baseline"]["set_coverage"] is None
+    page = found.report_html.read_text(encoding="utf-8")
+    assert "from a probability of 0.3 on, chosen on validation by youden" in page
+    assert "interval for 90% coverage from 20 validation cases of 12 patients; these patients are too few" in page
+    frame["fraction:high"] = np.inf
+    frame.to_csv(table, index=False)
+    tasks = json.loads(_evaluate(made, tmp_path / "out").metrics_json.read_text())["tasks"]
+    assert tasks["fraction"]["metrics"]["set_coverage"]["value"] == 1
+    assert "interval_width" not in tasks["fraction"]["metrics"]

@@ -237,6 +237,19 @@ SOURCES = {
             def score(self, state, features):
                 return (features.float() - state["mean"]).norm(dim=1)
         """,
+    "explain": """
+        @register("explain", "newcomer")
+        @dataclass(frozen=True, kw_only=True)
+        class Newcomer:
+            '''How far a tile is from the mean tile.'''
+
+            strength: float = 1.0
+            signed: ClassVar[bool] = False
+
+            def scores(self, question):
+                far = (question.x - question.x.mean(0)).norm(dim=1, keepdim=True)
+                return far.expand(-1, question.readout.shape[1])
+        """,
 }
 HEAD = "from dataclasses import dataclass\nfrom typing import ClassVar\n\nfrom histotl.core.registry import register\n"
 

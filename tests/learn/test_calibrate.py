@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
-from histotl.learn.calibrate import averaged, calibrate, fit_temperature, negative_log_likelihood
-from histotl.learn.scores import decide, entropy
+from histotl.learn.calibrate import calibrate, fit_temperature, negative_log_likelihood
+from histotl.learn.calibrators import Isotonic, Temperature, Vector, averaged, from_dict, to_dict
+from histotl.learn.decisions import decide
+from histotl.learn.scores import entropy
 from histotl.learn.task import Task
 
 TASKS = (
@@ -44,7 +48,7 @@ def test_few_labels_and_regression_have_no_temperature() -> None:
     target[:9] = 1
     assert fit_temperature(TASKS[0], [torch.randn(50, 1)], target) == 1.0
     size = Task(name="s", kind="regression")
-    assert calibrate([size], {"s": [torch.randn(50, 1)]}, {"s": np.ones(50)}) == {}
+    assert calibrate([size], {"s": [torch.randn(50, 1)]}, {"s": np.ones(50)}).calibrations == {}
 
 
 def test_ordinal_answer_is_the_median() -> None:
@@ -52,3 +56,72 @@ def test_ordinal_answer_is_the_median() -> None:
     assert decide(TASKS[2], p).tolist() == [1, 0, 3]
     assert decide(TASKS[1], p[:, :3]).tolist() == [0, 0, 2]
     np.testing.assert_allclose(entropy(np.array([[0.5, 0.5], [1.0, 0.0]])), [np.log(2), 0], atol=1e-12)
+
+
+def drawn(task: Task, n: int, *, scale: float, shift: float, seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:
+    """Outputs that overstate, and classes drawn from what would be right."""
+    generator = torch.Generator().manual_seed(seed)
+    width = {"binary": 1, "multiclass": 3, "ordinal": 3}[task.kind]
+    outputs = torch.randn(n, width, generator=generator, dtype=torch.float64) * 2
+    target = torch.multinomial(torch.from_numpy(averaged(task, [outputs])), 1, generator=generator)[:, 0].numpy()
+    return outputs * scale + shift * torch.arange(1, width + 1), target.astype(float)
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.kind)
+@pytest.mark.parametrize("method", ["temperature", "vector", "isotonic"])
+@pytest.mark.parametrize("n", [5, 30, 1500])
+def test_no_method_makes_validation_worse(task: Task, method: str, n: int) -> None:
+    members = [drawn(task, n, scale=2, shift=0.5, seed=seed)[0] for seed in range(2)]
+    target = drawn(task, n, scale=2, shift=0.5)[1]
+    found = calibrate(
+        [task], {"b": members, "m": members, "o": members}, {"b": target, "m": target, "o": target}, method
+    )
+    p = found.calibrations[task.name].probabilities(task, members)
+    before = negative_log_likelihood(averaged(task, members), target.astype(int))
+    assert negative_log_likelihood(p, target.astype(int)) <= before
+    np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-12)
+    assert (p > 0).all()
+    if n == 5:
+        np.testing.assert_array_equal(p, averaged(task, members))
+    again = from_dict(json.loads(json.dumps(to_dict(found.calibrations[task.name]))))
+    assert again == found.calibrations[task.name]
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.kind)
+def test_vector_scaling_finds_scales_and_shifts(task: Task) -> None:
+    outputs, target = drawn(task, 20_000, scale=2.0, shift=0.7)
+    found = calibrate([task], {task.name: [outputs]}, {task.name: target}, "vector").calibrations[task.name]
+    assert isinstance(found, Vector)
+    np.testing.assert_allclose(found.scale, 0.5, rtol=0.06)
+    wanted = -0.35 * np.arange(1, outputs.shape[1] + 1)
+    shift = np.array(found.shift)
+    if task.kind == "multiclass":  # a softmax does not see a common shift
+        shift, wanted = shift - shift.mean(), wanted - wanted.mean()
+    np.testing.assert_allclose(shift, wanted, atol=0.06)
+
+
+def test_isotonic_straightens_what_no_temperature_can() -> None:
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0.01, 0.99, 6000)
+    target = (rng.random(6000) < np.where(p < 0.5, 0.3, 0.4 + 0.2 * p)).astype(float)
+    outputs = [torch.from_numpy(np.log(p / (1 - p)))[:, None]]
+    losses = {}
+    for method in ("temperature", "isotonic"):
+        found = calibrate(TASKS[:1], {"b": outputs}, {"b": target}, method).calibrations["b"]
+        losses[method] = negative_log_likelihood(found.probabilities(TASKS[0], outputs), target.astype(int))
+    assert losses["isotonic"] < losses["temperature"] - 0.01
+    assert isinstance(found, Isotonic)
+    values = found.probabilities(TASKS[0], outputs)[:, 1]
+    assert (np.diff(values[np.argsort(p)]) >= -1e-12).all(), "the order of the cases may not turn around"
+    assert values[p < 0.45].mean() == pytest.approx(0.3, abs=0.03)
+
+
+def test_what_could_not_be_done_is_said() -> None:
+    outputs, target = drawn(TASKS[1], 50, scale=2, shift=0.0)
+    for method, needed in (("vector", 60), ("isotonic", 1000)):
+        found = calibrate(TASKS[1:2], {"m": [outputs]}, {"m": target}, method)
+        assert found.notes["m"] == f"50 labelled validation rows, {method} needs {needed}: temperature instead"
+        assert isinstance(found.calibrations["m"], Temperature)
+    assert calibrate(TASKS[1:2], {"m": [outputs]}, {"m": target}, "none").calibrations == {}
+    few = calibrate(TASKS[1:2], {"m": [outputs[:9]]}, {"m": target[:9]})
+    assert "9 labelled validation rows, 10 needed" in few.notes["m"]

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from histotl.core.errors import TableError, UsageError
 from histotl.core.progress import Step
 from histotl.learn.bags import Packed
-from histotl.learn.calibrate import averaged
+from histotl.learn.calibrators import averaged
 from histotl.learn.config import TrainConfig
 from histotl.learn.fit import Fitted, Labelled, fit
 from histotl.learn.network import evaluating

@@ -108,7 +108,8 @@ def test_a_loaded_model_answers_bit_for_bit(patch_cohort: Cohort, patch_model: P
     assert model.gate is not None
     assert copy.gate is not None
     np.testing.assert_array_equal(model.gate.score(packed.x).score, copy.gate.score(packed.x).score)
-    assert (copy.tasks, copy.temperatures, copy.facts) == (model.tasks, model.temperatures, model.facts)
+    assert (copy.tasks, copy.calibrations, copy.facts) == (model.tasks, model.calibrations, model.facts)
+    assert copy.decisions == model.decisions
 
 
 def test_other_features_are_refused_with_the_differences(
@@ -238,7 +239,7 @@ def test_predictions_folder_is_checked(patch_cohort: Cohort, patch_model: Path, 
     "change",
     [
         lambda m: m["tasks"][0].update(classes=["low", "high", "normal"]),
-        lambda m: m["temperatures"].update(label=0),
+        lambda m: m["calibrations"]["label"].update(temperature=9),
         lambda m: m.update(members=0),
         lambda m: m.pop("digest"),
     ],
@@ -303,3 +304,41 @@ def test_spoilt_predictions_are_refused(patch_cohort: Cohort, patch_model: Path,
     # A table program writes booleans its own way.
     whole.assign(ood_flag="TRUE").to_csv(table, index=False)
     assert read_predictions(out).frame["ood_flag"].all()
+
+
+def test_sets_intervals_and_thresholds_follow_the_model(
+    patch_cohort: Cohort, quick: TrainConfig, tmp_path: Path
+) -> None:
+    table, features = patch_cohort
+    config = replace(quick, calibration="vector", threshold="sensitivity=1.0", coverage=0.8, sets="raps")
+    told: list[Step] = []
+    result = train(table, features, tmp_path / "m", tasks=PATCH_TASKS, config=config, report=told.append)
+    model = load_model(result.folder)
+    assert set(model.calibrations) == {"label", "dysplasia", "grade"}
+    assert any("vector needs 60: temperature instead" in step.message for step in told)
+    training = json.loads((result.folder / "training.json").read_text())
+    threshold = training["chosen"]["decisions"]["dysplasia"]["threshold"]
+    assert threshold["sensitivity"] == 1
+    # Eight validation patients allow a bound for 80 % coverage, not for the usual 90 %.
+    assert model.decisions["label"].conformal is not None
+    assert model.decisions["label"].conformal.patients == 8
+    assert model.decisions["label"].conformal.bound is not None
+    out = predict(result.folder, features, tmp_path / "p", config=CPU)
+    found = read_predictions(out)
+    frame = found.frame
+    said = frame["dysplasia:yes"] >= threshold["value"]
+    assert (np.where(said, "yes", "no") == frame["dysplasia"]).all()
+    assert found.meta["decisions"]["dysplasia"]["threshold"] == threshold  # type: ignore[index]
+    test = table["split"].to_numpy() == "test"
+    for name in ("label", "dysplasia", "grade"):
+        pairs = zip(frame[name], frame[f"{name}:set"], strict=True)
+        assert all(answer in members.split(";") for answer, members in pairs)
+    held = [truth in members.split(";") for truth, members in zip(table["label"], frame["label:set"], strict=True)]
+    assert np.array(held)[test].mean() > 0.7
+    assert ((frame["size:low"] < frame["size"]) & (frame["size"] < frame["size:high"])).all()
+    alone = PredictConfig(device="cpu", batch_tiles=7)
+    again = read_predictions(predict(result.folder, features, tmp_path / "q", config=alone)).frame
+    assert (again["label:set"] == frame["label:set"]).all(), "a set depends on the batch"
+    without = train(table, features, tmp_path / "w", tasks=PATCH_TASKS, config=replace(quick, coverage=0)).folder
+    columns = read_predictions(predict(without, features, tmp_path / "r", config=CPU)).frame.columns
+    assert not any(name.endswith(":set") or name in ("size:low", "size:high") for name in columns)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from histotl.core.errors import NoTissueError
-from histotl.evaluate.intervals import Estimate, Resamples, estimate
+from histotl.core.intervals import Estimate, Resamples, estimate
 from histotl.evaluate.metrics import Floats, divide
 from histotl.image._lab import lab_of_levels
 from histotl.image._od import od_table, sample_pixels

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from histotl.core.intervals import Estimate
 from histotl.evaluate.figures import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, drawing, shorten, span
-from histotl.evaluate.intervals import Estimate
 from histotl.evaluate.stain.bench import PLAIN
 from histotl.evaluate.stain.findings import SiteProbe, StainEvidence
 from histotl.evaluate.stain.vectors import Vectors

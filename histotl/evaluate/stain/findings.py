@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from histotl.core.intervals import CONFIDENCE, Estimate
 from histotl.core.provenance import Provenance
 from histotl.embed.config import TileConfig
 from histotl.embed.summary import Failure
-from histotl.evaluate.intervals import CONFIDENCE, Estimate
 from histotl.evaluate.results import FEW
 from histotl.evaluate.stain.bench import PLAIN, Measured
 from histotl.evaluate.stain.colour import Change

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from histotl.evaluate.intervals import Estimate, Resamples, estimate
+from histotl.core.intervals import Estimate, Resamples, estimate
 from histotl.evaluate.stain.bench import PLAIN, Measured
 from histotl.evaluate.stain.colour import LEAST_SLIDES, Change, spread
 from histotl.evaluate.stain.config import StainConfig

@@ -15,7 +15,6 @@ from histotl.evaluate.metrics import Ints
 from histotl.image.stain.base import StainNormalizer
 from histotl.learn.bags import Packed
 from histotl.learn.model import Model, load_model
-from histotl.learn.scores import decide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +49,8 @@ class Judge:
             if not task.is_classification:
                 continue
             if self.model.level == "tile":
-                classes[task.name, "tile"] = decide(task, found[task.name])
-            classes[task.name, "slide"] = decide(task, found[task.name].mean(axis=0, keepdims=True))
+                classes[task.name, "tile"] = self.model.decide(task, found[task.name])
+            classes[task.name, "slide"] = self.model.decide(task, found[task.name].mean(axis=0, keepdims=True))
         return classes
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from histotl.evaluate.intervals import Resamples
+from histotl.core.intervals import Resamples
 from histotl.evaluate.metrics import Floats, Ints
 from histotl.evaluate.ranking import Mask, auroc_macro
 

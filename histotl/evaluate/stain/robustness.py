@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from histotl.core.intervals import Estimate, Resamples, estimate
 from histotl.core.registry import create
-from histotl.evaluate.intervals import Estimate, Resamples, estimate
 from histotl.evaluate.metrics import Floats, Ints, divide
 from histotl.image.augment.base import Augmentation
 

@@ -68,6 +68,7 @@ class AbmilModule(nn.Module):
             bags=bags if self.per_task else bags.flatten(1),
             weights=weights if self.per_task else weights.mean(dim=1),
             state={"weights": weights, "offsets": offsets},
+            values=h if weights.shape[1] == 1 and not self.per_task else None,
         )
 
     def auxiliary(self, found: Aggregated, judge: Judge) -> torch.Tensor:  # noqa: ARG002

@@ -29,6 +29,8 @@ class Aggregated:
         parts: Task -> (N, o): each tile's part of ``direct``. They sum over a bag to ``direct`` less ``offset``.
         offset: Task -> (o,): what is in ``direct`` and in no tile's part.
         state: What :meth:`Supervised.auxiliary` needs of this pass.
+        values: float (N, d), what ``weights`` (N,) average to ``bags``. Given only where a tile's value, and its
+            weight before it is normalised, depend on that tile alone: a bag without tile i is then known from ``bags``.
     """
 
     bags: torch.Tensor
@@ -37,6 +39,7 @@ class Aggregated:
     parts: Mapping[str, torch.Tensor] = field(default_factory=dict)
     offset: Mapping[str, torch.Tensor] = field(default_factory=dict)
     state: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    values: torch.Tensor | None = None
 
 
 def split_outputs(values: torch.Tensor, outputs: Outputs) -> dict[str, torch.Tensor]:

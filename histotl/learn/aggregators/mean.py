@@ -33,4 +33,4 @@ class MeanModule(nn.Module):
         """See :class:`histotl.learn.aggregators.base.AggregatorModule`."""
         sizes = torch.tensor(lengths(offsets), device=x.device)
         weights = (1 / sizes.to(x.dtype)).repeat_interleave(sizes)
-        return Aggregated(bags=segment_mean(x, offsets), weights=weights)
+        return Aggregated(bags=segment_mean(x, offsets), weights=weights, values=x)

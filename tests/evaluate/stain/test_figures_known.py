@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from histotl.core.errors import NoTissueError, UsageError
-from histotl.evaluate.intervals import Resamples, estimate
+from histotl.core.intervals import Resamples, estimate
 from histotl.evaluate.stain.colour import Change, Colour, mean_colours, spread
 from histotl.evaluate.stain.config import StainConfig
 from histotl.evaluate.stain.robustness import cosines, flip_rates, restain, sturdiness, weighted_quantile

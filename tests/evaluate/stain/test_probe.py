@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from histotl.evaluate.intervals import Resamples, estimate
+from histotl.core.intervals import Resamples, estimate
 from histotl.evaluate.stain.probe import LEAST_GROUPS, held_out_scores, plan_folds, site_auc
 
 

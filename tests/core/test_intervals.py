@@ -7,8 +7,8 @@ import pytest
 from sklearn import metrics as oracle
 
 from histotl.core.errors import UsageError
+from histotl.core.intervals import Resamples, estimate
 from histotl.evaluate import metrics, ranking
-from histotl.evaluate.intervals import Resamples, estimate
 
 B = 40
 
@@ -65,7 +65,7 @@ def test_blocks_of_draws_do_not_change_the_answer(
     draws = Resamples.draw(cohort["unit"], B, seed=3)
     score, positive = cohort["probability"][:, 0], cohort["truth"] == 0
     whole = draws.rows(lambda w: ranking.auroc(score, positive, w))
-    monkeypatch.setattr("histotl.evaluate.intervals._BLOCK", 300)
+    monkeypatch.setattr("histotl.core.intervals._BLOCK", 300)
     np.testing.assert_array_equal(whole, draws.rows(lambda w: ranking.auroc(score, positive, w)))
 
 

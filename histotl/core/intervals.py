@@ -15,9 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from histotl.core.errors import UsageError
-from histotl.evaluate.metrics import Floats, Ints
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 CONFIDENCE = 0.95
 _BLOCK = 1 << 18  # weights handled at a time by rankings; 2 MiB stays in the cache
