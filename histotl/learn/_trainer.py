@@ -12,11 +12,14 @@ import numpy.typing as npt
 import torch
 
 from histotl.core.registry import create
-from histotl.learn.bags import Bags
+from histotl.learn.ahead import read_ahead
+from histotl.learn.bags import Bags, Packed
 from histotl.learn.balancing.base import Balancing
 from histotl.learn.config import TrainConfig
 from histotl.learn.network import Network, Output, evaluating, seeded
 from histotl.learn.objective import Objective
+from histotl.learn.sampling import balanced_batches, batches, fill
+from histotl.learn.stopping import has_stalled
 
 CHECKPOINTS = 20
 """Looks at the validation set in one run."""
@@ -60,26 +63,56 @@ class Data:
 
     def steps(self, config: TrainConfig) -> int:
         """Optimiser steps of one run."""
-        wanted = config.epochs * (len(self.targets) // self.batch_size(config))
+        wanted = config.epochs * self.steps_a_pass(config)
         return min(config.max_steps, max(config.min_steps, wanted))
 
-    def outputs(
-        self,
-        network: Network,
-        rows: npt.NDArray[np.int64],
-        *,
-        max_tiles: int = 0,
-        rng: np.random.Generator | None = None,
-    ) -> Output:
-        """Outputs of the network on some bags."""
+    def steps_a_pass(self, config: TrainConfig) -> int:
+        """Optimiser steps in which every bag comes once (but for what does not fill a step)."""
+        sizes = self.tiles(config)
+        if sizes is None:
+            return len(self.targets) // self.batch_size(config)
+        return len(fill(sizes, config.tiles_per_step, np.arange(len(sizes))))
+
+    def tiles(self, config: TrainConfig) -> npt.NDArray[np.int64] | None:
+        """Tiles that each bag gives to a step; None where steps hold a number of bags."""
+        if self.bags is None or not config.tiles_per_step:
+            return None
+        return np.minimum(self.bags.sizes, config.max_tiles)
+
+    def stream(
+        self, config: TrainConfig, rng: np.random.Generator
+    ) -> Iterator[tuple[npt.NDArray[np.int64], torch.Tensor | Packed]]:
+        """Endless batches, and what is drawn for each; tiles are read while the step before is computed."""
+        sizes = self.tiles(config)
+        if sizes is None:
+            chosen = batches(len(self.targets), self.batch_size(config), rng)
+        else:
+            chosen = balanced_batches(sizes, config.tiles_per_step, rng)
         if self.pooled is not None:
-            return Output(tasks=network.answer(self.pooled[torch.from_numpy(rows).to(self.pooled.device)]))
+            return ((rows, self.draw(rows)) for rows in chosen)
+        return read_ahead(chosen, lambda rows: self.draw(rows, max_tiles=config.max_tiles, rng=rng))
+
+    def draw(
+        self, rows: npt.NDArray[np.int64], *, max_tiles: int = 0, rng: np.random.Generator | None = None
+    ) -> torch.Tensor | Packed:
+        """Pooled vectors of some bags, or their tiles; of more than ``max_tiles`` as many are drawn, 0 for all."""
+        if self.pooled is not None:
+            return self.pooled[torch.from_numpy(rows).to(self.pooled.device)]
         if self.bags is None:
             raise ValueError("neither vectors nor bags")
-        packed = self.bags.gather(rows, max_tiles=max_tiles, rng=rng, mixed=self.mixed)
+        return self.bags.gather(rows, max_tiles=max_tiles, rng=rng, mixed=self.mixed)
+
+    def answers(self, network: Network, drawn: torch.Tensor | Packed) -> Output:
+        """Outputs of the network on what was drawn."""
+        if isinstance(drawn, torch.Tensor):
+            return Output(tasks=network.answer(drawn))
         device = self.targets.device
-        coords = None if packed.coords is None else packed.coords.to(device)
-        return network(packed.x.to(device), packed.offsets, coords)  # type: ignore[no-any-return]
+        coords = None if drawn.coords is None else drawn.coords.to(device)
+        return network(drawn.x.to(device), drawn.offsets, coords)  # type: ignore[no-any-return]
+
+    def outputs(self, network: Network, rows: npt.NDArray[np.int64]) -> Output:
+        """Outputs of the network on all tiles of some bags."""
+        return self.answers(network, self.draw(rows))
 
     def parts(self) -> Iterator[npt.NDArray[np.int64]]:
         """All bags in blocks that fit into one pass."""
@@ -105,10 +138,8 @@ def train_one(
     rule, mode = cast("Balancing", create("balancing", config.balancing)), network.training
     with seeded(seed):
         network.train()
-        for step, rows in zip(
-            range(1, steps + 1), _batches(len(data.targets), data.batch_size(config), rng), strict=False
-        ):
-            outputs = data.outputs(network, rows, max_tiles=config.max_tiles, rng=rng)
+        for step, (rows, drawn) in zip(range(1, steps + 1), data.stream(config, rng), strict=False):
+            outputs = data.answers(network, drawn)
             chosen = data.targets[torch.from_numpy(rows).to(data.targets.device)]
             loss = rule.total(objective.losses(outputs.tasks, chosen), objective.priors)
             extra = network.auxiliary(outputs, objective.judge(chosen))
@@ -129,6 +160,8 @@ def train_one(
                 seen = []
                 if total < best:
                     best, kept = total, [p.clone() for p in average]
+                if has_stalled([cast("float", look["val"]) for look in history], config.patience):
+                    break
     _load(network, kept)
     network.train(mode)
     return best, history
@@ -151,14 +184,6 @@ def _optimizer(
 
     set_rate(0)
     return optimizer, set_rate
-
-
-def _batches(n: int, size: int, rng: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
-    """Endless batches without replacement; what does not fill a batch comes in another pass."""
-    while True:
-        order = rng.permutation(n).astype(np.int64)
-        for start in range(0, n - size + 1, size):
-            yield order[start : start + size]
 
 
 @torch.no_grad()

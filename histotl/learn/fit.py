@@ -17,13 +17,14 @@ from histotl.core.progress import Report, Step, silent
 from histotl.learn._trainer import Data, train_one
 from histotl.learn.bags import Bags
 from histotl.learn.config import TrainConfig
+from histotl.learn.device_rows import on_device
 from histotl.learn.network import Architecture, Network, evaluating
 from histotl.learn.objective import Objective, Targets, TaskFacts
 from histotl.learn.task import Task
 
 log = logging.getLogger(__name__)
 
-STAT_ROWS = 16384
+STAT_ROWS = 4096
 """Rows in one block while means and deviations are summed."""
 
 
@@ -99,6 +100,7 @@ def fit(
     if not len(val.bags):
         raise TableError("no row of val has a label", hint="label some, or let --fractions make a split")
     device = choose_device(config.device)
+    train, val = _placed(train, val, device)
     objective = Objective(tasks, train.targets, class_balance=config.class_balance)
     architecture = Architecture(
         in_dim=train.bags.source.dim,
@@ -135,6 +137,20 @@ def fit(
         history=runs.history,
         steps=runs.steps,
     )
+
+
+def _placed(train: Labelled, val: Labelled, device: torch.device) -> tuple[Labelled, Labelled]:
+    """The same, with features on the device that computes, where it is a GPU with room for them."""
+    bags = train.bags, val.bags
+    sources = {id(some.source): some.source for some in bags}
+    places = {
+        key: on_device(source, np.concatenate([some.rows for some in bags if some.source is source]), device)
+        for key, source in sources.items()
+    }
+    first, second = (
+        Labelled(bags=part.bags.at(places[id(part.bags.source)]), targets=part.targets) for part in (train, val)
+    )
+    return first, second
 
 
 class _Runs:

@@ -144,7 +144,9 @@ def _prepare(
     checked = check_names(tasks, reserved=config.bag)
     check_plugins(config)
     choose_device(config.device)
-    store = BagStore.open(features, backbone=config.backbone, views=config.views, keep=config.keep)
+    store = BagStore.open(
+        features, backbone=config.backbone, views=config.views, keep=config.keep, memory_gb=config.memory_gb
+    )
     level = pick_level(config, store)
     try:
         return store, level, build_cohort(table, store, checked, config)
