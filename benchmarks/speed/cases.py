@@ -15,6 +15,7 @@ from benchmarks.speed import (  # noqa: F401
     cases_read,
     cases_store,
     cases_tissue,
+    cases_train,
 )
 from benchmarks.speed.harness import MAKERS, run
 
@@ -32,6 +33,7 @@ ORDER = (
     "gpu",
     "store",
     "learn",
+    "train",
     "evaluate",
 )
 

@@ -19,13 +19,11 @@ from histotl.learn.config import TrainConfig
 from histotl.learn.network import Network, Output, evaluating, seeded
 from histotl.learn.objective import Objective
 from histotl.learn.sampling import balanced_batches, batches, fill
+from histotl.learn.schedule import rate_factor
 from histotl.learn.stopping import has_stalled
 
 CHECKPOINTS = 20
 """Looks at the validation set in one run."""
-
-WARM_UP = 0.05
-"""Share of the steps in which the learning rate rises."""
 
 CHECK_ROWS = 16384
 """Tiles in one pass over the validation set."""
@@ -122,6 +120,11 @@ class Data:
             yield from np.array_split(np.arange(len(self.targets)), -(-len(self.targets) // CHECK_ROWS))
 
 
+def look_steps(steps: int) -> set[int]:
+    """Steps after which the validation set is looked at."""
+    return {math.ceil(steps * (i + 1) / CHECKPOINTS) for i in range(CHECKPOINTS)}
+
+
 def train_one(
     network: Network, objective: Objective, data: Data, check: Data, config: TrainConfig, *, rate: float, seed: int
 ) -> tuple[float, list[dict[str, object]]]:
@@ -131,7 +134,7 @@ def train_one(
         That loss, and one entry a checkpoint.
     """
     steps, rng = data.steps(config), np.random.default_rng(seed)
-    looks = {math.ceil(steps * (i + 1) / CHECKPOINTS) for i in range(CHECKPOINTS)}
+    looks = look_steps(steps)
     optimizer, schedule = _optimizer(network, config, rate, steps)
     average = [p.detach().clone() for p in network.parameters()]
     best, kept, history, seen = math.inf, average, [], []
@@ -175,12 +178,10 @@ def _optimizer(
     others = [p for p in network.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=rate)
-    warm = max(1, math.ceil(WARM_UP * steps))
 
     def set_rate(step: int) -> None:
-        factor = min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
-            group["lr"] = rate * factor
+            group["lr"] = rate * rate_factor(step, steps)
 
     set_rate(0)
     return optimizer, set_rate

@@ -94,7 +94,8 @@ class FileRows:
         self._resident = {view for view in range(-1, n_views) if size * (1 + n_views) <= budget or view < 0}
         self._resident = self._resident if size <= budget else set()
         self._memory: dict[int, Floats] = {}
-        self._maps = Maps(files, max(0, budget - size * len(self._resident)))
+        # Half of the room is for pages, so that those of the rows in work fit too.
+        self._maps = Maps(files, max(0, budget - size * len(self._resident)) // 2)
         self._coords: dict[int, Indices | None] = {}
 
     @property

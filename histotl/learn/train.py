@@ -27,6 +27,7 @@ from histotl.learn.folder import check_folder
 from histotl.learn.gate import Gate
 from histotl.learn.gate_fit import fit_gate
 from histotl.learn.model import Model, save_model
+from histotl.learn.resume import Progress, digest
 from histotl.learn.scores import validation_scores
 from histotl.learn.task import Task, check_names
 
@@ -72,7 +73,8 @@ def train(
     """Train heads on cached features.
 
     Writes to ``out``: the model, ``splits.csv`` (split of every case) and ``training.json`` (label counts, history,
-    chosen values, validation metrics).
+    chosen values, validation metrics). Networks that are finished are kept there until the model is written: the same
+    call, made again after an interruption, goes on with what is missing.
 
     Args:
         table: CSV (or DataFrame) with one row a slide or patch.
@@ -96,7 +98,16 @@ def train(
         report(Step(stage="train", message=store.what_is_left_out(config.keep)))
     train_set, val_set = (_labelled(cohort, split, level, store, config) for split in ("train", "val"))
     aggregator = config.aggregator if level == "slide" else ""
-    fitted = fit(train_set, val_set, tasks=cohort.cases.tasks, config=config, aggregator=aggregator, report=report)
+    progress = Progress(out, _key(cohort, store, level, config, (train_set, val_set)))
+    fitted = fit(
+        train_set,
+        val_set,
+        tasks=cohort.cases.tasks,
+        config=config,
+        aggregator=aggregator,
+        report=report,
+        progress=progress,
+    )
     gate = _gate(cohort, store, config)
     model = _model(cohort, store, level, config, fitted, gate, table)
     outputs = _outputs(model, val_set.bags)
@@ -115,6 +126,7 @@ def train(
         seconds=round(time.monotonic() - began, 2),
     )
     _write_training(result, cohort, fitted, temperatures, out)
+    progress.clear()
     return result
 
 
@@ -181,6 +193,31 @@ def _labelled(cohort: Cohort, split: str, level: Level, store: BagStore, config:
         return Labelled(bags=bags, targets=targets)
     tiles, owner = bags.tiles(config.max_tiles, config.seed)
     return Labelled(bags=tiles, targets={name: target[owner] for name, target in targets.items()})
+
+
+def _key(cohort: Cohort, store: BagStore, level: Level, config: TrainConfig, labelled: Sequence[Labelled]) -> str:
+    """Digest of everything that the networks depend on."""
+    # Where and in how much memory it is computed may change between two starts.
+    settings = {name: value for name, value in asdict(config).items() if name not in ("device", "memory_gb")}
+    versions = Provenance.now()
+    # Files of other tools carry no digest of their features.
+    files = [
+        store.digests.get(path.stem) or [str(path), path.stat().st_size, path.stat().st_mtime_ns]
+        for path in store.source.paths
+    ]
+    facts = {
+        "config": settings,
+        "level": level,
+        "tasks": [task.to_dict() for task in cohort.cases.tasks],
+        "features": [files, sorted(store.digests.items())],
+        "versions": [versions.made_by, versions.libraries.get("torch")],
+    }
+    arrays = [
+        array
+        for part in labelled
+        for array in (part.bags.rows, part.bags.offsets, *(part.targets[name] for name in sorted(part.targets)))
+    ]
+    return digest(facts, arrays)
 
 
 def _gate(cohort: Cohort, store: BagStore, config: TrainConfig) -> Gate | None:
