@@ -9,7 +9,7 @@ import torch
 from histotl.learn.bags import Bags
 from histotl.learn.network import Network, evaluating
 
-STAT_ROWS = 4096
+STAT_ROWS = 1024
 """Rows in one block while means and deviations are summed."""
 
 POOL_ROWS = 16384
