@@ -8,6 +8,8 @@ import shutil
 import tempfile
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cached_property
+from threading import Lock
 from typing import BinaryIO
 
 import numpy as np
@@ -47,7 +49,7 @@ class Maps:
         self._files, self._budget = files, budget
         self._maps: OrderedDict[tuple[int, bool], Floats] = OrderedDict()
         self._most, self._touched = _open_files(), 0
-        self._chunked = [i for i, file in enumerate(files) if not _is_one_block(file)]
+        self._lock = Lock()
         self._scratch: npt.NDArray[np.uint8] | None = None
         self._unpacked: dict[int, Floats] = {}
 
@@ -60,9 +62,10 @@ class Maps:
             view: The augmented view wanted, or None for the plain rows.
             out: (b, D) of the file's number format.
         """
-        rows = self._plane(file, view)
-        row_bytes = rows.itemsize * rows.shape[1]
-        self._touched += TOUCH * len(np.unique(local * row_bytes // TOUCH))
+        # The next step is read by a thread of its own while this one may look at the validation set.
+        with self._lock:
+            rows = self._plane(file, view)
+            self._touched += TOUCH * len(np.unique(local * rows.itemsize * rows.shape[1] // TOUCH))
         # With a buffer and a mode other than "raise" nothing is copied twice.
         np.take(rows, local, axis=0, out=out, mode="clip")
         if self._touched > self._budget:
@@ -70,10 +73,16 @@ class Maps:
 
     def release(self) -> None:
         """Give the pages that were read back to the system; the maps stay."""
-        for values in (*self._maps.values(), self._scratch):
-            if values is not None and isinstance(values.base, mmap.mmap):
-                values.base.madvise(mmap.MADV_DONTNEED)
-        self._touched = 0
+        with self._lock:
+            for values in (*self._maps.values(), self._scratch):
+                if values is not None and isinstance(values.base, mmap.mmap):
+                    values.base.madvise(mmap.MADV_DONTNEED)
+            self._touched = 0
+
+    @cached_property
+    def _chunked(self) -> list[int]:
+        """Files that only HDF5 can read."""
+        return [number for number, file in enumerate(self._files) if not _is_one_block(file)]
 
     def _plane(self, file: int, view: int | None) -> Floats:
         """All rows of one file, or of one of its views."""

@@ -8,6 +8,7 @@ of them lie there (:mod:`histotl.learn.device_rows`). The rows are the same in e
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from threading import Lock
 from typing import Protocol
 
 import numpy as np
@@ -91,12 +92,12 @@ class FileRows:
         self.dtype = np.result_type(*{file.dtype for file in files})
         size, budget = self.n * self.dim * self.dtype.itemsize, budget_bytes(memory_gb)
         # Plain rows go before views: every step reads them.
-        self._resident = {view for view in range(-1, n_views) if size * (1 + n_views) <= budget or view < 0}
-        self._resident = self._resident if size <= budget else set()
+        everything = set(range(-1, n_views))
+        self._resident = everything if size * len(everything) <= budget else {-1} if size <= budget else set[int]()
         self._memory: dict[int, Floats] = {}
+        self._lock = Lock()  # the next step is read by a thread of its own
         # Half of the room is for pages, so that those of the rows in work fit too.
         self._maps = Maps(files, max(0, budget - size * len(self._resident)) // 2)
-        self._coords: dict[int, Indices | None] = {}
 
     @property
     def residency(self) -> str:
@@ -121,11 +122,7 @@ class FileRows:
         """See :class:`Rows`."""
         out = np.empty((len(rows), 2), dtype=np.int64)
         for place, file, local in self._parts(rows):
-            if file not in self._coords:
-                self._coords[file] = self._files[file].coords_l0
-                # The file would keep a second copy.
-                self._files[file].__dict__.pop("coords_l0", None)
-            found = self._coords[file]
+            found = self._files[file].coords_l0
             if found is None:
                 return None
             out[place] = found[local]
@@ -147,16 +144,18 @@ class FileRows:
         return out
 
     def _all(self, view: int) -> Floats:
-        if view not in self._memory:
-            everything = np.empty((self.n, self.dim), dtype=self.dtype)
-            for number, file in enumerate(self._files):
-                part = everything[self.starts[number] : self.starts[number + 1]]
-                with file:
-                    part[...] = check_finite(
-                        file.read(dtype=self.dtype, view=None if view < 0 else view), str(file.path)
-                    )
-            self._memory[view] = everything
+        with self._lock:
+            if view not in self._memory:
+                self._memory[view] = self._load(view)
         return self._memory[view]
+
+    def _load(self, view: int) -> Floats:
+        everything = np.empty((self.n, self.dim), dtype=self.dtype)
+        for number, file in enumerate(self._files):
+            with file:
+                part = file.read(dtype=self.dtype, view=None if view < 0 else view)
+            everything[self.starts[number] : self.starts[number + 1]] = check_finite(part, str(file.path))
+        return everything
 
     def _parts(self, rows: Indices) -> Iterator[tuple[Indices, int, Indices]]:
         """For each file that the rows touch, in order: places in ``rows``, its number, ascending rows within it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -121,7 +122,8 @@ def test_files_stay_open_but_not_more_than_allowed(
         for _ in range(3):
             source.read(np.arange(source.n))
             assert open_now() - before <= min(most, len(arrays))
-        assert len(mapped) == times * len(arrays)
+        # A first look at each tells whether it can be mapped.
+        assert len(mapped) == (1 + times) * len(arrays)
 
 
 def test_pages_are_given_back_when_they_exceed_the_budget(
@@ -181,3 +183,24 @@ def test_the_budget_is_half_of_what_is_free_within_the_control_group(
     assert memory.budget_bytes(0.25) == 1 << 28
     monkeypatch.setattr(memory, "_machine", lambda: 1 << 20)
     assert memory.budget_bytes(0) == memory.LEAST
+
+
+def test_two_threads_read_the_same_rows(
+    tmp_path: Path, arrays: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next step is read while the present one looks at the validation set."""
+    for i, x in enumerate(arrays):
+        foreign(tmp_path / "mixed", f"S{i}", x, **({"chunks": (1, 16)} if i % 2 else {}))
+    monkeypatch.setattr(maps_module, "OPEN_FILES", 1)
+    source = BagStore.open(tmp_path / "mixed", memory_gb=LITTLE).source
+    everything, unpacked = np.concatenate(arrays).astype(np.float32), []
+    real = maps_module.Maps._unpack
+    monkeypatch.setattr(maps_module.Maps, "_unpack", lambda self: unpacked.append(1) or real(self))
+
+    def read(seed: int) -> bool:
+        rows = np.random.default_rng(seed).integers(0, len(everything), 300)
+        return np.array_equal(source.read(rows), everything[rows])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, range(200)))
+    assert unpacked == [1]
