@@ -16,6 +16,7 @@ from benchmarks.speed import (  # noqa: F401
     cases_read,
     cases_store,
     cases_tissue,
+    cases_train,
 )
 from benchmarks.speed.harness import MAKERS, run
 
@@ -33,6 +34,7 @@ ORDER = (
     "gpu",
     "store",
     "learn",
+    "train",
     "evaluate",
 )
 

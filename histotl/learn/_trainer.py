@@ -14,6 +14,7 @@ import torch
 from histotl.core.registry import create
 from histotl.learn._balancer import Balancer
 from histotl.learn.aggregators.base import Aggregated
+from histotl.learn.ahead import read_ahead
 from histotl.learn.bags import Bags, Packed
 from histotl.learn.balancing.base import Balancing, FromFunction, Setting, Weighting
 from histotl.learn.batch import Batch
@@ -21,14 +22,14 @@ from histotl.learn.config import TrainConfig
 from histotl.learn.network import Network, Output, evaluating
 from histotl.learn.objective import Objective
 from histotl.learn.optimizers.base import Optimizer, Run, Stepper
+from histotl.learn.sampling import balanced_batches, batches, fill
+from histotl.learn.schedule import rate_factor
 from histotl.learn.seeds import seeded
 from histotl.learn.sharing.base import Sharing
+from histotl.learn.stopping import has_stalled
 
 CHECKPOINTS = 20
 """Looks at the validation set in one run."""
-
-WARM_UP = 0.05
-"""Share of the steps in which the learning rate rises."""
 
 CHECK_ROWS = 16384
 """Tiles in one pass over the validation set."""
@@ -66,8 +67,34 @@ class Data:
 
     def steps(self, config: TrainConfig) -> int:
         """Optimiser steps of one run."""
-        wanted = config.epochs * (len(self.targets) // self.batch_size(config))
+        wanted = config.epochs * self.steps_a_pass(config)
         return min(config.max_steps, max(config.min_steps, wanted))
+
+    def steps_a_pass(self, config: TrainConfig) -> int:
+        """Optimiser steps in which every bag comes once (but for what does not fill a step)."""
+        sizes = self.tiles(config)
+        if sizes is None:
+            return len(self.targets) // self.batch_size(config)
+        return len(fill(sizes, config.tiles_per_step, np.arange(len(sizes))))
+
+    def tiles(self, config: TrainConfig) -> npt.NDArray[np.int64] | None:
+        """Tiles that each bag gives to a step; None where steps hold a number of bags."""
+        if self.bags is None or not config.tiles_per_step:
+            return None
+        return np.minimum(self.bags.sizes, config.max_tiles)
+
+    def stream(
+        self, config: TrainConfig, rng: np.random.Generator
+    ) -> Iterator[tuple[npt.NDArray[np.int64], torch.Tensor | Packed]]:
+        """Endless batches, and what is drawn for each; tiles are read while the step before is computed."""
+        sizes = self.tiles(config)
+        if sizes is None:
+            chosen = batches(len(self.targets), self.batch_size(config), rng)
+        else:
+            chosen = balanced_batches(sizes, config.tiles_per_step, rng)
+        if self.pooled is not None:
+            return ((rows, self.draw(rows)) for rows in chosen)
+        return read_ahead(chosen, lambda rows: self.draw(rows, max_tiles=config.max_tiles, rng=rng))
 
     def draw(
         self, rows: npt.NDArray[np.int64], *, max_tiles: int = 0, rng: np.random.Generator | None = None
@@ -88,9 +115,8 @@ class Data:
         return network.pool(drawn.x.to(device), drawn.offsets, coords)
 
     def outputs(self, network: Network, rows: npt.NDArray[np.int64]) -> Output:
-        """Outputs of the network on some bags, all tiles of them."""
-        pooled = self.pool(network, self.draw(rows))
-        return network.respond(pooled)
+        """Outputs of the network on all tiles of some bags."""
+        return network.respond(self.pool(network, self.draw(rows)))
 
     def parts(self) -> Iterator[npt.NDArray[np.int64]]:
         """All bags in blocks that fit into one pass."""
@@ -116,6 +142,11 @@ class Hooks:
 NO_HOOKS = Hooks()
 
 
+def look_steps(steps: int) -> set[int]:
+    """Steps after which the validation set is looked at."""
+    return {math.ceil(steps * (i + 1) / CHECKPOINTS) for i in range(CHECKPOINTS)}
+
+
 def train_one(
     network: Network,
     objective: Objective,
@@ -133,18 +164,16 @@ def train_one(
         That loss, and one entry a checkpoint.
     """
     steps, rng = data.steps(config), np.random.default_rng(seed)
-    looks = {math.ceil(steps * (i + 1) / CHECKPOINTS) for i in range(CHECKPOINTS)}
     descent, schedule = _descent(network, config, rate, steps)
     stepper = start_stepper(network, objective, data, config, descent, seed=seed, weighting=hooks.weighting)
+    looks = look_steps(steps)
     average = [p.detach().clone() for p in network.parameters()]
     best, kept, history, seen = math.inf, average, [], []
     mode = network.training
     with seeded(seed):
         network.train()
-        for step, rows in zip(
-            range(1, steps + 1), _batches(len(data.targets), data.batch_size(config), rng), strict=False
-        ):
-            batch = make_batch(network, objective, data, rows, max_tiles=config.max_tiles, rng=rng)
+        for step, (rows, drawn) in zip(range(1, steps + 1), data.stream(config, rng), strict=False):
+            batch = batch_of(network, objective, data, rows, drawn)
             if hooks.watch is not None:
                 hooks.watch(batch)
             seen.append(stepper.step(batch))
@@ -160,6 +189,8 @@ def train_one(
                 seen = []
                 if total < best:
                     best, kept = total, [p.clone() for p in average]
+                if has_stalled([cast("float", look["val"]) for look in history], config.patience):
+                    break
     _load(network, kept)
     network.train(mode)
     return best, history
@@ -181,7 +212,7 @@ def start_stepper(
         UsageError: Optimiser, balancing and sharing do not go together.
     """
     sharing = cast("Sharing", create("sharing", config.sharing))
-    epoch = max(1, len(data.targets) // data.batch_size(config))
+    epoch = max(1, data.steps_a_pass(config))
     setting = Setting(priors=objective.priors, epoch=epoch, seed=seed, device=data.targets.device)
     rule = (
         cast("Balancing", create("balancing", config.balancing))
@@ -193,17 +224,15 @@ def start_stepper(
     return optimizer.start(Run(network=network, descent=descent, balancer=balancer, seed=seed))
 
 
-def make_batch(
-    network: Network,
-    objective: Objective,
-    data: Data,
-    rows: npt.NDArray[np.int64],
-    *,
-    max_tiles: int = 0,
-    rng: np.random.Generator | None = None,
+def make_batch(network: Network, objective: Objective, data: Data, rows: npt.NDArray[np.int64]) -> Batch:
+    """One step's rows with all their tiles; they can be passed through the network as often as a step needs."""
+    return batch_of(network, objective, data, rows, data.draw(rows))
+
+
+def batch_of(
+    network: Network, objective: Objective, data: Data, rows: npt.NDArray[np.int64], drawn: torch.Tensor | Packed
 ) -> Batch:
-    """One step's rows, drawn once; they can be passed through the network as often as a step needs."""
-    drawn = data.draw(rows, max_tiles=max_tiles, rng=rng)
+    """The same with what was drawn for them."""
     return Batch(
         network=network,
         objective=objective,
@@ -220,23 +249,13 @@ def _descent(
     others = [p for p in network.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=rate)
-    warm = max(1, math.ceil(WARM_UP * steps))
 
     def set_rate(step: int) -> None:
-        factor = min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
-            group["lr"] = rate * factor
+            group["lr"] = rate * rate_factor(step, steps)
 
     set_rate(0)
     return optimizer, set_rate
-
-
-def _batches(n: int, size: int, rng: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
-    """Endless batches without replacement; what does not fill a batch comes in another pass."""
-    while True:
-        order = rng.permutation(n).astype(np.int64)
-        for start in range(0, n - size + 1, size):
-            yield order[start : start + size]
 
 
 @torch.no_grad()

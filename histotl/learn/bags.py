@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,11 +14,16 @@ import torch
 from histotl.core.condition import Condition
 from histotl.core.errors import IdentityError, StoreError, UsageError
 from histotl.core.values import BackboneCard, FeatureIdentity
+from histotl.learn.device_rows import DeviceRows
 from histotl.learn.rows import FileRows, Indices, Rows
+from histotl.learn.sampling import CPU, thin, tiles_of
 from histotl.store.embeddings import Embeddings, ViewSpec, open_embeddings
 from histotl.store.layout import find_features
 
 Kind = Literal["slides", "patches"]
+
+THIN_ROWS = 1 << 22
+"""Rows among which tiles are drawn at a time."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,9 +31,9 @@ class Packed:
     """Bags in one matrix.
 
     Args:
-        x: float32 (N, D), bag after bag.
+        x: float32 (N, D), bag after bag; on the CPU, or where the rows lie (:mod:`histotl.learn.device_rows`).
         offsets: int64 (B + 1,) on the CPU; bag b holds rows ``offsets[b]:offsets[b + 1]``.
-        coords: int64 (N, 2) level-0 corners, None for patches.
+        coords: int64 (N, 2) level-0 corners beside ``x``, None for patches.
     """
 
     x: torch.Tensor
@@ -74,18 +79,30 @@ class Bags:
         """Rows of each bag, int64 (B,)."""
         return np.diff(self.offsets)
 
+    @property
+    def _device(self) -> torch.device:
+        return self.source.device if isinstance(self.source, DeviceRows) else CPU
+
     def rows_of(self, bag: int) -> Indices:
         """Row numbers of one bag."""
         return self.rows[self.offsets[bag] : self.offsets[bag + 1]]
 
+    def at(self, source: Rows) -> Bags:
+        """The same bags, read from elsewhere under the same row numbers."""
+        return replace(self, source=source)
+
     def subset(self, bags: Indices) -> Bags:
         """Some of the bags, in the order given."""
-        return Bags.of(self.source, [self.rows_of(int(bag)) for bag in bags])
+        places, offsets = tiles_of(self.offsets, bags)
+        return Bags(source=self.source, rows=self.rows[places], offsets=offsets)
 
     def thinned(self, max_tiles: int, seed: int) -> Bags:
         """The same bags with at most ``max_tiles`` rows each, chosen once."""
-        rng = np.random.default_rng(seed)
-        return Bags.of(self.source, [_thin(self.rows_of(bag), max_tiles, rng) for bag in range(len(self))])
+        rng, groups = np.random.default_rng(seed), []
+        for chunk in self.chunks(THIN_ROWS):
+            places, offsets = thin(*tiles_of(self.offsets, chunk), max_tiles, rng)
+            groups += np.split(self.rows[places], offsets[1:-1])
+        return Bags.of(self.source, groups)
 
     def tiles(self, max_tiles: int, seed: int) -> tuple[Bags, Indices]:
         """Every tile as a bag of its own, at most ``max_tiles`` a bag; and the bag that each came from."""
@@ -110,18 +127,21 @@ class Bags:
             mixed: Every tile is plain, or one of its augmented views, all equally likely.
             view: The augmented view that all tiles are of.
         """
+        places, offsets = tiles_of(self.offsets, bags)
         if max_tiles and rng is not None:
-            groups = [_thin(self.rows_of(int(bag)), max_tiles, rng) for bag in bags]
-        else:
-            groups = [self.rows_of(int(bag)) for bag in bags]
-        rows = np.concatenate(groups)
-        coords = self.source.coords(rows)
+            places, offsets = thin(places, offsets, max_tiles, rng, self._device)
+        rows, ends = self.rows[places], torch.from_numpy(offsets)
         views = None if view is None else np.full(len(rows), view, dtype=np.int64)
         if mixed and rng is not None:
             views = rng.integers(-1, self.source.n_views, size=len(rows))
+        if isinstance(self.source, DeviceRows):
+            at = torch.from_numpy(rows).to(self._device)
+            of = None if views is None else torch.from_numpy(views).to(self._device)
+            return Packed(x=self.source.take(at, of), offsets=ends, coords=self.source.take_coords(at))
+        coords = self.source.coords(rows)
         return Packed(
             x=torch.from_numpy(self.source.read(rows, views)),
-            offsets=torch.from_numpy(np.cumsum([0, *map(len, groups)]).astype(np.int64)),
+            offsets=ends,
             coords=None if coords is None else torch.from_numpy(coords),
         )
 
@@ -176,7 +196,9 @@ class BagStore:
         return "slide_id" if self.kind == "slides" else "path"
 
     @classmethod
-    def open(cls, features: Path | str, *, backbone: str = "", views: bool = False, keep: str = "") -> BagStore:
+    def open(
+        cls, features: Path | str, *, backbone: str = "", views: bool = False, keep: str = "", memory_gb: float = 0.0
+    ) -> BagStore:
         """Open every embeddings file of a folder, or one file.
 
         Args:
@@ -184,6 +206,7 @@ class BagStore:
             backbone: Which, when there are several.
             views: Augmented views are wanted too.
             keep: Condition on the quality figures that rows must satisfy to be used; empty for all rows.
+            memory_gb: Memory that features may take, in units of 2**30 bytes; 0 for half of what is free.
 
         Raises:
             StoreError: There are none, one has no row, or an id comes twice.
@@ -207,7 +230,7 @@ class BagStore:
             raise StoreError(
                 f"{features}: two rows of features are called {twice!r}", hint="name one file, or remove one"
             )
-        source = FileRows(files, 0 if spec is None else spec.count)
+        source = FileRows(files, 0 if spec is None else spec.count, memory_gb)
         starts = np.arange(source.n + 1, dtype=np.int64) if kind == "patches" else source.starts
         kept = None if condition is None else np.concatenate([_kept(file, condition) for file in files])
         left = np.ones(len(ids), bool) if kept is None else np.add.reduceat(kept, starts[:-1]) > 0
@@ -287,9 +310,3 @@ def _common_views(files: Sequence[Embeddings]) -> ViewSpec:
         fact = f"the features in {first.path.parent} have no augmented views"
         raise UsageError(fact, hint="run histotl embed with --views 4 --augment 'd4 + hed_jitter', or do without")
     return first.view_spec
-
-
-def _thin(rows: Indices, most: int, rng: np.random.Generator) -> Indices:
-    if len(rows) <= most:
-        return rows
-    return rows[np.sort(rng.choice(len(rows), size=most, replace=False))]

@@ -94,6 +94,14 @@ class TrainConfig:
     """Rows (tile level) or slides (slide level) in one step; 0: 128 rows, 16 slides."""
     max_tiles: int = 512
     """Most tiles of one slide in one training step, drawn anew each step; prediction always uses all."""
+    tiles_per_step: int = 0
+    """Tiles in one training step where tiles are drawn from bags: steps then hold nearly equal numbers of tiles and
+    whatever number of bags that makes, at most this many (or one bag); 0: --batch-size bags."""
+    memory_gb: float = 0.0
+    """Memory that features may take, in GiB; more of them stay in their files, which are read as memory maps. 0: half
+    of what is free."""
+    patience: int = 0
+    """Looks at the validation loss without improvement, of 20 in a run, that end it; 0: all steps are made."""
     views: bool = False
     """Learn from augmented views too: in every step each tile is plain or one of its views, drawn anew by --seed.
     Needs features made with `histotl embed --views`. Validation and gate use plain features."""
@@ -141,6 +149,9 @@ class TrainConfig:
             "max_steps": (0, float("inf"), "1 or more"),
             "batch_size": (-1, float("inf"), "0 for the default, or a number of rows"),
             "max_tiles": (0, float("inf"), "1 or more, such as 512"),
+            "tiles_per_step": (-1, float("inf"), "0 for none, or a number of tiles such as 8192"),
+            "memory_gb": (-1e-9, float("inf"), "0 for half of what is free, or a size in GiB such as 8"),
+            "patience": (-1, float("inf"), "0 for none, or a number of looks such as 5"),
             "ema": (-1e-9, 1.0, "a decay from 0 to below 1, such as 0.99"),
             "members": (0, float("inf"), "1 or more"),
             "seed": (-1, 2**40, "0 or more"),

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from histotl.core.device import choose_device
@@ -17,16 +16,16 @@ from histotl.core.progress import Report, Step, silent
 from histotl.learn._trainer import NO_HOOKS, Data, Hooks, train_one
 from histotl.learn.bags import Bags
 from histotl.learn.config import TrainConfig
+from histotl.learn.device_rows import on_device
 from histotl.learn.labels import known_rows
-from histotl.learn.network import Architecture, Network, evaluating
+from histotl.learn.network import Architecture, Network
 from histotl.learn.objective import Objective, Targets, TaskFacts
+from histotl.learn.prepare import pool_once, set_bag_scale, set_tile_scale, tile_scales
 from histotl.learn.pretrained import Pretrained
+from histotl.learn.resume import Done, Progress
 from histotl.learn.task import Task
 
 log = logging.getLogger(__name__)
-
-STAT_ROWS = 16384
-"""Rows in one block while means and deviations are summed."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,6 +86,7 @@ def fit(
     start: Pretrained | None = None,
     report: Report = silent,
     hooks: Hooks = NO_HOOKS,
+    progress: Progress | None = None,
 ) -> Fitted:
     """Train the members.
 
@@ -99,6 +99,7 @@ def fit(
         start: The same aggregator, trained before; it keeps the tile statistics that it was trained with.
         report: Called at every checkpoint.
         hooks: A weighting of the tasks' gradients, as a function, and whoever watches the steps.
+        progress: Keeps every network that is finished, and has those of a start before.
 
     Raises:
         TableError: A task has no labelled training row, or there is no labelled validation row.
@@ -108,6 +109,7 @@ def fit(
     if not len(val.bags):
         raise TableError("no row of val has a label", hint="label some, or let --fractions make a split")
     device = choose_device(config.device)
+    train, val = _placed(train, val, device)
     objective = Objective(tasks, train.targets, class_balance=config.class_balance)
     architecture = Architecture(
         in_dim=train.bags.source.dim,
@@ -121,7 +123,8 @@ def fit(
     )
     objective.to(device)
     first = Network(architecture, config.seed).to(device)
-    _set_scale(first, train.bags)
+    means, stds = tile_scales(train.bags, np.ones((1, len(train.bags)), dtype=bool))
+    set_tile_scale(first, means[0], stds[0])
     if start is not None:
         start.put(first)
     if not first.pools_first:
@@ -129,11 +132,11 @@ def fit(
         val = Labelled(bags=val.bags.thinned(config.max_tiles, config.seed), targets=val.targets)
     data, check = _prepare(first, train, objective, device), _prepare(first, val, objective, device)
     if first.pools_first and aggregator:
-        _set_bag_scale(first, data)
+        set_bag_scale(first, data.vectors())
     if config.views:
         # Which view a tile shows changes at every step, so nothing can be pooled once.
         data = Data(targets=data.targets, bags=train.bags, mixed=True)
-    runs = _Runs(first, architecture, objective, data, check, config, report, hooks, start)
+    runs = _Runs(first, architecture, objective, data, check, config, report, hooks, start, progress)
     tried = {rate: runs.run(0, rate) for rate in config.learning_rates}
     best = min(tried, key=lambda rate: tried[rate])
     for member in range(1, config.members):
@@ -151,6 +154,20 @@ def fit(
     )
 
 
+def _placed(train: Labelled, val: Labelled, device: torch.device) -> tuple[Labelled, Labelled]:
+    """The same, with features on the device that computes, where it is a GPU with room for them."""
+    bags = train.bags, val.bags
+    sources = {id(some.source): some.source for some in bags}
+    places = {
+        key: on_device(source, np.concatenate([some.rows for some in bags if some.source is source]), device)
+        for key, source in sources.items()
+    }
+    first, second = (
+        Labelled(bags=part.bags.at(places[id(part.bags.source)]), targets=part.targets) for part in (train, val)
+    )
+    return first, second
+
+
 class _Runs:
     """Trains members one after the other and keeps what they became."""
 
@@ -165,11 +182,12 @@ class _Runs:
         report: Report,
         hooks: Hooks,
         start: Pretrained | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self._scale = {name: copy.deepcopy(value) for name, value in first.named_buffers(recurse=False)}
         self._architecture, self._objective, self._config = architecture, objective, config
         self._data, self._check, self._report = data, check, report
-        self._hooks, self._start = hooks, start
+        self._hooks, self._start, self._progress = hooks, start, progress
         self.networks: dict[tuple[int, float], Network] = {}
         self.history: list[dict[str, object]] = []
         self._total = config.members + len(config.learning_rates) - 1
@@ -184,43 +202,23 @@ class _Runs:
         if self._start is not None:
             self._start.put(network)
         network.to(self._data.targets.device)
-        self._objective.begin()
-        parts = (network, self._objective, self._data, self._check, self._config)
-        loss, history = train_one(*parts, rate=rate, seed=seed, hooks=self._hooks)
+        done = None if self._progress is None else self._progress.load(member, rate)
+        if done is None:
+            self._objective.begin()
+            parts = (network, self._objective, self._data, self._check, self._config)
+            loss, history = train_one(*parts, rate=rate, seed=seed, hooks=self._hooks)
+            if self._progress is not None:
+                self._progress.save(member, rate, Done(state=network.state_dict(), loss=loss, history=history))
+        else:
+            network.load_state_dict(done.state)
+            loss, history = done.loss, done.history
         self.networks[member, rate] = network
         self.history += [{"member": member, "learning_rate": rate, **entry} for entry in history]
         text = f"member {member + 1}, learning rate {rate:g}: validation loss {loss:.4f}"
+        text += "" if done is None else ", of the start before"
         self._report(Step(stage="train", done=len(self.networks), total=self._total, message=text))
         log.info(text)
         return loss
-
-
-def _set_scale(network: Network, bags: Bags) -> None:
-    """Mean and deviation of the training tiles; a constant feature keeps its scale."""
-    total, square = np.zeros(bags.source.dim), np.zeros(bags.source.dim)
-    pivot: npt.NDArray[np.float64] | None = None
-    for start in range(0, len(bags.rows), STAT_ROWS):
-        block = bags.source.read(bags.rows[start : start + STAT_ROWS]).astype(np.float64)
-        pivot = block.mean(axis=0) if pivot is None else pivot
-        block -= pivot
-        total += block.sum(axis=0)
-        square += np.square(block).sum(axis=0)
-    n = len(bags.rows)
-    mean = total / n
-    std = np.sqrt(np.maximum(square / n - mean**2, 0))
-    _store(network, "", mean + (0 if pivot is None else pivot), std)
-
-
-def _set_bag_scale(network: Network, data: Data) -> None:
-    """The same for bag vectors that were pooled once."""
-    vectors = data.vectors()
-    _store(network, "bag_", vectors.mean(dim=0).cpu().numpy(), vectors.std(dim=0, correction=0).cpu().numpy())
-
-
-def _store(network: Network, prefix: str, mean: npt.NDArray[np.floating], std: npt.NDArray[np.floating]) -> None:
-    varies = std > 1e-6 * max(1e-12, float(std.max(initial=0.0)))
-    network.get_buffer(f"{prefix}mean").copy_(torch.from_numpy(mean))
-    network.get_buffer(f"{prefix}std").copy_(torch.from_numpy(np.where(varies, std, 1.0)))
 
 
 def _prepare(network: Network, labelled: Labelled, objective: Objective, device: torch.device) -> Data:
@@ -228,10 +226,4 @@ def _prepare(network: Network, labelled: Labelled, objective: Objective, device:
     targets = objective.tensor(labelled.targets).to(device)
     if not network.pools_first:
         return Data(targets=targets, bags=labelled.bags)
-    vectors = []
-    with evaluating(network):
-        for chunk in labelled.bags.chunks(STAT_ROWS):
-            packed = labelled.bags.gather(chunk)
-            coords = None if packed.coords is None else packed.coords.to(device)
-            vectors.append(network.pool(packed.x.to(device), packed.offsets, coords).bags.clone())
-    return Data(targets=targets, pooled=torch.cat(vectors).clone())
+    return Data(targets=targets, pooled=pool_once(network, labelled.bags))

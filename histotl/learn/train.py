@@ -7,37 +7,36 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 import pandas as pd
-import torch
 
 from histotl.core.atomic import atomic_path, write_text
 from histotl.core.device import choose_device
 from histotl.core.errors import TableError, UsageError
 from histotl.core.progress import Report, Step, silent
 from histotl.core.provenance import Provenance, file_digest
-from histotl.learn.bags import Bags, BagStore
+from histotl.learn.bags import BagStore
 from histotl.learn.calibrate import calibrate
-from histotl.learn.calibrators import averaged, to_dict
+from histotl.learn.calibrators import to_dict
 from histotl.learn.cohort import Cohort, build_cohort, label_counts
 from histotl.learn.compare import answered, difference
 from histotl.learn.config import TrainConfig, check_plugins
 from histotl.learn.decisions import fit_decisions
-from histotl.learn.fit import Fitted, Labelled, fit
+from histotl.learn.finishing import finished, outputs_of, without_auxiliary
+from histotl.learn.fit import Fitted, fit
 from histotl.learn.folder import check_folder
 from histotl.learn.gate import Gate
 from histotl.learn.gate_fit import fit_gate
-from histotl.learn.heads.base import Finishing
-from histotl.learn.labels import hard, known_rows
+from histotl.learn.labels import hard
 from histotl.learn.model import Model, save_model
-from histotl.learn.network import Network
-from histotl.learn.objective import with_options
 from histotl.learn.pretrained import Pretrained, choose_aggregator, load_aggregator
+from histotl.learn.resume import Progress
 from histotl.learn.scores import validation_scores
 from histotl.learn.task import Task, check_names
-from histotl.learn.trained import EVAL_ROWS, Trained, case_answers
+from histotl.learn.trained import Trained, case_answers
+from histotl.learn.training_sets import labelled_part, training_key
 
 TRAINING_NAME, SPLITS_NAME = "training.json", "splits.csv"
 Level = Literal["tile", "slide"]
@@ -81,7 +80,8 @@ def train(
     """Train heads on cached features.
 
     Writes to ``out``: the model, ``splits.csv`` (split of every case) and ``training.json`` (label counts, history,
-    chosen values, validation metrics).
+    chosen values, validation metrics). Networks that are finished are kept there until the model is written: the same
+    call, made again after an interruption, goes on with what is missing.
 
     Args:
         table: CSV (or DataFrame) with one row a slide or patch.
@@ -106,7 +106,8 @@ def train(
     if store.emptied:
         report(Step(stage="train", message=store.what_is_left_out(config.keep)))
     inputs = _inputs(store, table)
-    trained = train_cohort(cohort, store, level, config, inputs, report)
+    progress = Progress(out, training_key(cohort, store, level, config))
+    trained = train_cohort(cohort, store, level, config, inputs, report, progress)
     comparison = _compare_single(trained, cohort, store, level, config, report)
     model = trained.model
     save_model(model, out)
@@ -122,6 +123,7 @@ def train(
         seconds=round(time.monotonic() - began, 2),
     )
     _write_training(result, cohort, trained, out)
+    progress.clear()
     return result
 
 
@@ -132,6 +134,7 @@ def train_cohort(
     config: TrainConfig,
     inputs: Mapping[str, str],
     report: Report = silent,
+    progress: Progress | None = None,
 ) -> Trained:
     """A model from the train and val cases of a cohort; nothing is written.
 
@@ -142,11 +145,12 @@ def train_cohort(
         config: Settings.
         inputs: Name -> digest of what was read, for the model's provenance.
         report: Told of every network trained.
+        progress: Keeps every network that is finished, and has those of a start before.
 
     Raises:
         TableError: A task has no labelled training row.
     """
-    train_set, val_set = (_labelled(cohort, split, level, store, config) for split in ("train", "val"))
+    train_set, val_set = (labelled_part(cohort, split, level, store, config) for split in ("train", "val"))
     start = _pretrained(store, level, config)
     aggregator = choose_aggregator(config.aggregator, TrainConfig.aggregator, start) if level == "slide" else ""
     fitted = fit(
@@ -157,10 +161,11 @@ def train_cohort(
         aggregator=aggregator,
         start=start,
         report=report,
+        progress=progress,
     )
     gate = _gate(cohort, store, config)
-    model = _finished(_model(cohort, store, level, config, fitted, gate, inputs), train_set)
-    outputs = _outputs(model, val_set.bags)
+    model = finished(_model(cohort, store, level, config, fitted, gate, inputs), train_set)
+    outputs = outputs_of(model, val_set.bags)
     majority = {t.name: hard(val_set.targets[t.name]) for t in model.tasks if t.is_classification}
     calibrated = calibrate(model.tasks, outputs, majority, config.calibration)
     model = without_auxiliary(replace(model, calibrations=calibrated.calibrations))
@@ -214,7 +219,9 @@ def prepare(
     checked = check_names(tasks, reserved=config.bag)
     check_plugins(config)
     choose_device(config.device)
-    store = BagStore.open(features, backbone=config.backbone, views=config.views, keep=config.keep)
+    store = BagStore.open(
+        features, backbone=config.backbone, views=config.views, keep=config.keep, memory_gb=config.memory_gb
+    )
     level = pick_level(config, store)
     try:
         return store, level, build_cohort(table, store, checked, config)
@@ -249,16 +256,6 @@ def _pretrained(store: BagStore, level: Level, config: TrainConfig) -> Pretraine
     found = load_aggregator(config.pretrained)
     found.check(store.identity, store.dim)
     return found
-
-
-def _labelled(cohort: Cohort, split: str, level: Level, store: BagStore, config: TrainConfig) -> Labelled:
-    rows = cohort.cases.in_split(split)
-    bags = cohort.bags.subset(rows)
-    targets = {name: target[rows] for name, target in cohort.cases.targets.items()}
-    if level == "slide" or store.kind == "patches":
-        return Labelled(bags=bags, targets=targets)
-    tiles, owner = bags.tiles(config.max_tiles, config.seed)
-    return Labelled(bags=tiles, targets={name: target[owner] for name, target in targets.items()})
 
 
 def _gate(cohort: Cohort, store: BagStore, config: TrainConfig) -> Gate | None:
@@ -317,51 +314,6 @@ def _model(
             "provenance": asdict(provenance),
         },
     )
-
-
-def _finished(model: Model, train_set: Labelled) -> Model:
-    """With what heads take from the trained networks' answers for the training rows."""
-    wanted = [task for task in model.tasks if isinstance(task.head, Finishing)]
-    if not wanted:
-        return model
-    outputs, done = _outputs(model, train_set.bags), {}
-    for task in wanted:
-        known = known_rows(train_set.targets[task.name])
-        values = averaged(task, outputs[task.name])[known]
-        head = cast("Finishing", task.head).finish(values, train_set.targets[task.name][known])
-        done[task.name] = with_options(task, head)
-    return replace(model, tasks=tuple(done.get(task.name, task) for task in model.tasks))
-
-
-def without_auxiliary(model: Model) -> Model:
-    """The model without the layers and facts of tasks that only helped to learn."""
-    dropped = tuple(task.name for task in model.tasks if task.is_helper)
-    if not dropped:
-        return model
-    architecture = replace(model.architecture, dropped=dropped, adversaries=())
-    members = []
-    for member in model.members:
-        kept = Network(architecture)
-        own = kept.state_dict()
-        kept.load_state_dict({name: value for name, value in member.state_dict().items() if name in own})
-        members.append(kept.eval())
-    return replace(
-        model,
-        architecture=architecture,
-        members=tuple(members),
-        tasks=tuple(task for task in model.tasks if not task.is_helper),
-        facts={name: fact for name, fact in model.facts.items() if name not in dropped},
-        calibrations={name: value for name, value in model.calibrations.items() if name not in dropped},
-    )
-
-
-def _outputs(model: Model, bags: Bags) -> dict[str, list[torch.Tensor]]:
-    """Task name -> outputs of each member on all bags."""
-    parts = [model.outputs(bags.gather(chunk))[0] for chunk in bags.chunks(EVAL_ROWS)]
-    return {
-        task.name: [torch.cat([part[task.name][i] for part in parts]) for i in range(len(model.members))]
-        for task in model.tasks
-    }
 
 
 def _compare_single(

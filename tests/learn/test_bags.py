@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-import histotl.learn.rows as rows_module
+import histotl.learn.maps as maps_module
 from histotl.core.errors import CorruptFileError, IdentityError, StoreError, UsageError
 from histotl.learn.bags import Bags, BagStore
 from histotl.learn.rows import ArrayRows, FileRows
 from histotl.store.embeddings import open_embeddings
 
 Write = Callable[..., Path]
+LITTLE = 1e-9
+"""A memory budget that nothing fits into."""
 
 
 def slides(folder: Path, write_slide: Write, sizes: list[int]) -> list[np.ndarray]:
@@ -25,12 +27,12 @@ def slides(folder: Path, write_slide: Write, sizes: list[int]) -> list[np.ndarra
     return arrays
 
 
-@pytest.mark.parametrize("resident", [0, 1 << 30])
-def test_bags_from_files(tmp_path: Path, write_slide: Write, monkeypatch: pytest.MonkeyPatch, resident: int) -> None:
-    monkeypatch.setattr(rows_module, "RESIDENT_BYTES", resident)
-    monkeypatch.setattr(rows_module, "OPEN_FILES", 2)
+@pytest.mark.parametrize("memory_gb", [LITTLE, 1.0])
+def test_bags_from_files(tmp_path: Path, write_slide: Write, monkeypatch: pytest.MonkeyPatch, memory_gb: float) -> None:
+    monkeypatch.setattr(maps_module, "OPEN_FILES", 2)
     arrays = slides(tmp_path, write_slide, [3, 1, 5, 2])
-    store = BagStore.open(tmp_path)
+    store = BagStore.open(tmp_path, memory_gb=memory_gb)
+    assert store.source.residency == ("maps" if memory_gb == LITTLE else "memory")
     assert (store.kind, store.ids, store.id_column) == ("slides", ("S0", "S1", "S2", "S3"), "slide_id")
     bags = store.bags([[2], [0, 3], [1]])
     packed = bags.gather(np.array([0, 2, 1]))
@@ -79,16 +81,13 @@ def test_empty_bags_and_bad_numbers_are_refused() -> None:
         ArrayRows(x).read(np.arange(3))
 
 
-@pytest.mark.parametrize("resident", [0, 1 << 30])
-def test_nan_on_disk_is_refused(
-    tmp_path: Path, write_slide: Write, monkeypatch: pytest.MonkeyPatch, resident: int
-) -> None:
-    monkeypatch.setattr(rows_module, "RESIDENT_BYTES", resident)
+@pytest.mark.parametrize("memory_gb", [LITTLE, 1.0])
+def test_nan_on_disk_is_refused(tmp_path: Path, write_slide: Write, memory_gb: float) -> None:
     path = write_slide(tmp_path, "S", np.zeros((4, 16)))
     with h5py.File(path, "r+") as file:
         file["features"][2, 3] = np.nan
     with pytest.raises(CorruptFileError, match=r"S\.h5: 1 of 4 rows"):
-        FileRows([open_embeddings(path)]).read(np.arange(4))
+        FileRows([open_embeddings(path)], memory_gb=memory_gb).read(np.arange(4))
 
 
 def test_files_that_do_not_go_together_are_refused(tmp_path: Path, write_slide: Write, write_patches: Write) -> None:

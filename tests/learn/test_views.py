@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 
 from histotl.core.errors import CorruptFileError, IdentityError, UsageError
-from histotl.learn import rows as rows_module
 from histotl.learn.bags import Bags, BagStore
 from histotl.learn.config import PredictConfig, TrainConfig
 from histotl.learn.model import load_model
@@ -21,6 +20,7 @@ from histotl.learn.predictions import read_predictions
 from histotl.learn.rows import ArrayRows
 from histotl.learn.task import Task, parse_task
 from histotl.learn.train import train
+from histotl.store.embeddings import open_embeddings
 from histotl.store.tile_scores import read_tile_scores
 
 DIM, K = 16, 3
@@ -65,15 +65,12 @@ def slides(tmp_path: Path, write_slide: Callable[..., Path]) -> tuple[pd.DataFra
 TASKS = (parse_task("label: binary(classes=('no', 'yes'))"), parse_task("size: regression"))
 
 
-@pytest.mark.parametrize("resident_bytes", [10**9, 30 * DIM * 4 * 10, 0])
-def test_rows_of_views_are_those_of_the_files(
-    slides: tuple[pd.DataFrame, Path], resident_bytes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(rows_module, "RESIDENT_BYTES", resident_bytes)
-    store = BagStore.open(slides[1], views=True)
+@pytest.mark.parametrize("memory_bytes", [10**9, 30 * DIM * 4 * 10, 1])
+def test_rows_of_views_are_those_of_the_files(slides: tuple[pd.DataFrame, Path], memory_bytes: int) -> None:
+    store = BagStore.open(slides[1], views=True, memory_gb=memory_bytes / 2**30)
     assert store.views is not None
     assert store.source.n_views == K
-    files = [rows_module.open_embeddings(path) for path in sorted(slides[1].glob("*.h5"))]
+    files = [open_embeddings(path) for path in sorted(slides[1].glob("*.h5"))]
     every = np.stack([np.concatenate([file.read(view=view) for file in files]) for view in range(K)])
     plain = np.concatenate([file.read() for file in files])
     rng = np.random.default_rng(0)
@@ -134,7 +131,7 @@ def test_validation_sees_no_view(slides: tuple[pd.DataFrame, Path], quick: Train
     """Views of validation slides that are far off change nothing of what training comes to."""
     train(*slides, tmp_path / "a", tasks=LESION, config=replace(quick, views=True))
     for i in range(16, 30):
-        found = rows_module.open_embeddings(slides[1] / f"S{i:02}.h5")
+        found = open_embeddings(slides[1] / f"S{i:02}.h5")
         write_slide(slides[1], f"S{i:02}", found.read(), views=np.full((K, found.n, DIM), 9e3))
     train(*slides, tmp_path / "b", tasks=LESION, config=replace(quick, views=True))
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
@@ -152,7 +149,7 @@ def test_tta_is_the_mean_over_plain_and_views(
     model = train(table, features, tmp_path / "model", tasks=TASKS, config=quick).folder
     plain = predict(model, features, tmp_path / "plain", config=CPU)
     tta = predict(model, features, tmp_path / "tta", config=replace(CPU, tta=True, batch_tiles=50))
-    found = rows_module.open_embeddings(features)
+    found = open_embeddings(features)
     parts = [_numbers(plain)]
     for view in range(K):
         one = write_patches(tmp_path / f"v{view}" / "set.h5", list(found.items), found.read(view=view))

@@ -1,0 +1,186 @@
+"""The training loop of many networks at once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from histotl.core.progress import Report, Step
+from histotl.learn._stacked import Outputs, Stack, StackedAdamW
+from histotl.learn._trainer import Data, look_steps
+from histotl.learn.bags import Bags, Packed
+from histotl.learn.config import TrainConfig
+from histotl.learn.objective import Objective
+from histotl.learn.schedule import rate_factor
+from histotl.learn.seeds import seeded
+from histotl.learn.stopping import has_stalled
+
+CHECK_CELLS = 1 << 16
+"""Tiles times networks in one pass over the validation bags."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fold:
+    """Networks with the same bags.
+
+    Args:
+        where: Where they stand in the stack.
+        objective: Made of their training labels.
+        train: float32 (B, t) labels of all bags, NaN where a bag is not learnt from.
+        val: Likewise, of the bags that choose the checkpoint.
+        together: The losses can be computed for all of them at once.
+    """
+
+    where: slice
+    objective: Objective
+    train: torch.Tensor
+    val: torch.Tensor
+    together: bool
+
+    def losses(self, outputs: Outputs, bags: torch.Tensor) -> torch.Tensor:
+        """Joint training loss of each network on some bags: task -> (m, b, o) into (m,); 0 where none is labelled."""
+        targets = self.train[bags]
+
+        def one(own: Outputs) -> torch.Tensor:
+            found = self.objective.losses(own, targets)
+            if not found:
+                return next(iter(own.values())).sum() * 0
+            return torch.stack([loss / self.objective.priors[name] for name, loss in found.items()]).sum()
+
+        count = self.where.stop - self.where.start
+        if self.together and count > 1:
+            return torch.vmap(one)(outputs)
+        return torch.stack([one({name: value[i] for name, value in outputs.items()}) for i in range(count)])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Finish:
+    """What the networks became, in the order of the stack.
+
+    Args:
+        weights: Name -> (M, …), of each network's checkpoint of least validation loss.
+        losses: That loss.
+        histories: One entry a look.
+    """
+
+    weights: Outputs
+    losses: list[float]
+    histories: list[list[dict[str, object]]]
+
+
+class Race:
+    """Trains a stack.
+
+    Args:
+        stack: The networks.
+        folds: Which of them learn from what.
+        rates: float (M,): peak learning rates.
+        learnt: int64: bags that any network learns from; steps are made of them.
+        looked: int64: bags that choose any network's checkpoint.
+        bags: All bags.
+        pooled: float (F, B, d): vectors of all bags for each fold; None where they are pooled by what is trained.
+    """
+
+    def __init__(
+        self,
+        *,
+        stack: Stack,
+        folds: list[Fold],
+        rates: torch.Tensor,
+        learnt: npt.NDArray[np.int64],
+        looked: npt.NDArray[np.int64],
+        bags: Bags,
+        pooled: torch.Tensor | None,
+    ) -> None:
+        self.stack, self._folds, self._rates = stack, folds, rates
+        self._learnt, self._looked, self._pooled = learnt, looked, pooled
+        device = rates.device
+        self._fold_of = torch.tensor(
+            [i for i, fold in enumerate(folds) for _ in range(fold.where.stop - fold.where.start)], device=device
+        )
+        at = torch.from_numpy(learnt).to(device)
+        self.data = Data(
+            targets=folds[0].train[at],
+            pooled=None if pooled is None else pooled[0, at],
+            bags=bags.subset(learnt) if pooled is None else None,
+        )
+        self._bags = bags
+
+    def run(self, config: TrainConfig, report: Report) -> Finish:
+        """Train; see :func:`histotl.learn._trainer.train_one`, whose steps these are."""
+        weights, count = self.stack.weights, len(self.stack)
+        val = self._bags.subset(self._looked).thinned(config.max_tiles, config.seed) if self._pooled is None else None
+        steps, rng = self.data.steps(config), np.random.default_rng(config.seed)
+        optimizer, looks = StackedAdamW(weights, self._rates, config.weight_decay), look_steps(steps)
+        average = {name: value.detach().clone() for name, value in weights.items()}
+        kept, seen = {name: value.clone() for name, value in average.items()}, list[torch.Tensor]()
+        best, histories = [math.inf] * count, [list[dict[str, object]]() for _ in range(count)]
+        losses: list[list[float]] = [[] for _ in range(count)]
+        with seeded(config.seed):
+            for step, (rows, drawn) in zip(range(1, steps + 1), self.data.stream(config, rng), strict=False):
+                chosen = torch.from_numpy(self._learnt[rows]).to(self._rates.device)
+                outputs = self._outputs(chosen, drawn, weights, train=True)
+                totals = torch.cat(
+                    [fold.losses({n: v[fold.where] for n, v in outputs.items()}, chosen) for fold in self._folds]
+                )
+                totals.sum().backward()  # type: ignore[no-untyped-call]
+                optimizer.step(rate_factor(step - 1, steps))
+                self._follow(average, min(config.ema, (1 + step) / (10 + step)))
+                seen.append(totals.detach())
+                if step not in looks:
+                    continue
+                means, seen = torch.stack(seen).mean(dim=0).tolist(), []
+                for number, (total, by_task) in enumerate(self._look(average, val)):
+                    if has_stalled(losses[number], config.patience):
+                        continue
+                    losses[number].append(total)
+                    entry = {"step": step, "train": means[number], "val": total, "val_tasks": by_task}
+                    histories[number].append(entry)
+                    if total < best[number]:
+                        best[number] = total
+                        for name, value in average.items():
+                            kept[name][number] = value[number]
+                report(Step(stage="train", done=step, total=steps, message=f"{count} networks, step {step} of {steps}"))
+                if all(has_stalled(own, config.patience) for own in losses):
+                    break
+        return Finish(weights=kept, losses=best, histories=histories)
+
+    def _outputs(self, bags: torch.Tensor, drawn: torch.Tensor | Packed, weights: Outputs, *, train: bool) -> Outputs:
+        """Task -> (M, b, o)."""
+        if self._pooled is not None:
+            vectors = self._pooled[self._fold_of[:, None], bags]
+        elif isinstance(drawn, Packed):
+            vectors = self.stack.pool(drawn, weights, train=train)
+        else:
+            raise ValueError("neither vectors nor bags")
+        return self.stack.answer(vectors, weights, train=train)
+
+    @torch.no_grad()
+    def _follow(self, average: Outputs, decay: float) -> None:
+        torch._foreach_lerp_(list(average.values()), [w.detach() for w in self.stack.weights.values()], 1 - decay)
+
+    @torch.no_grad()
+    def _look(self, average: Outputs, val: Bags | None) -> list[tuple[float, dict[str, float]]]:
+        """Validation loss of each network, and those of its tasks."""
+        looked = torch.from_numpy(self._looked).to(self._rates.device)
+        most = max(1, CHECK_CELLS // len(self.stack))
+        if val is None:
+            parts = [self._outputs(some, some, average, train=False) for some in torch.split(looked, most)]
+        else:
+            parts = [
+                self._outputs(looked[torch.from_numpy(some)], val.gather(some), average, train=False)
+                for some in val.chunks(most)
+            ]
+        joined = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
+        found = []
+        for fold in self._folds:
+            targets = fold.val[looked]
+            for place in range(fold.where.start, fold.where.stop):
+                losses = fold.objective.losses({name: value[place] for name, value in joined.items()}, targets)
+                by_task = {name: round(float(value), 6) for name, value in losses.items()}
+                found.append((float(fold.objective.total(losses)), by_task))
+        return found

@@ -1,0 +1,51 @@
+"""What networks are trained on, and what tells whether two trainings are the same."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Literal
+
+from histotl.core.provenance import Provenance
+from histotl.learn.bags import BagStore
+from histotl.learn.cohort import Cohort
+from histotl.learn.config import TrainConfig
+from histotl.learn.fit import Labelled
+from histotl.learn.resume import digest
+
+Level = Literal["tile", "slide"]
+
+
+def labelled_part(cohort: Cohort, split: str, level: Level, store: BagStore, config: TrainConfig) -> Labelled:
+    """Bags and labels of one split; at tile level every tile of a slide has the slide's labels."""
+    rows = cohort.cases.in_split(split)
+    bags = cohort.bags.subset(rows)
+    targets = {name: target[rows] for name, target in cohort.cases.targets.items()}
+    if level == "slide" or store.kind == "patches":
+        return Labelled(bags=bags, targets=targets)
+    tiles, owner = bags.tiles(config.max_tiles, config.seed)
+    return Labelled(bags=tiles, targets={name: target[owner] for name, target in targets.items()})
+
+
+def training_key(cohort: Cohort, store: BagStore, level: Level, config: TrainConfig) -> str:
+    """Digest of everything that the networks depend on."""
+    # Where and in how much memory it is computed may change between two starts.
+    settings = {name: value for name, value in asdict(config).items() if name not in ("device", "memory_gb")}
+    versions = Provenance.now()
+    # Files of other tools carry no digest of their features.
+    files = [
+        store.digests.get(path.stem) or [str(path), path.stat().st_size, path.stat().st_mtime_ns]
+        for path in store.source.paths
+    ]
+    facts = {
+        "config": settings,
+        "level": level,
+        "tasks": [task.to_dict() for task in cohort.cases.tasks],
+        "features": [files, sorted(store.digests.items())],
+        "versions": [versions.made_by, versions.libraries.get("torch")],
+    }
+    arrays = [
+        array
+        for part in (labelled_part(cohort, split, level, store, config) for split in ("train", "val"))
+        for array in (part.bags.rows, part.bags.offsets, *(part.targets[name] for name in sorted(part.targets)))
+    ]
+    return digest(facts, arrays)

@@ -1,0 +1,179 @@
+"""Networks that are trained together become what they become alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from histotl.core.errors import TableError, UsageError
+from histotl.core.progress import Step
+from histotl.learn._trainer import Data, train_one
+from histotl.learn.bags import Bags
+from histotl.learn.config import TrainConfig
+from histotl.learn.fit import Labelled
+from histotl.learn.network import Architecture, Network, evaluating
+from histotl.learn.objective import Objective
+from histotl.learn.prepare import pool_once, set_bag_scale, set_tile_scale, tile_scales
+from histotl.learn.rows import ArrayRows
+from histotl.learn.sweep import Entry, Swept, can_sweep, sweep
+from histotl.learn.task import Task
+
+TASKS = [
+    Task(name="yes", kind="binary", classes=("n", "y")),
+    Task(name="type", kind="multiclass", classes=("a", "b", "c")),
+    Task(name="grade", kind="ordinal", classes=("1", "2", "3")),
+    Task(name="size", kind="regression"),
+]
+ABMIL = "abmil(hidden=12, attention=6, dropout=0.0)"
+
+
+def cohort(sizes: list[int], seed: int = 0) -> Labelled:
+    rng = np.random.default_rng(seed)
+    n = len(sizes)
+    y = np.arange(n) % 2
+    x = rng.normal(size=(sum(sizes), 8)) * np.arange(1, 9) + 5
+    x[:, 0] += np.repeat(y * 2.0, sizes)
+    grade = np.where(np.arange(n) % 4 == 0, np.nan, np.arange(n) % 3)
+    targets = {"yes": y.astype(float), "type": np.arange(n) % 3.0, "grade": grade, "size": rng.normal(size=n) + y}
+    groups = np.split(np.arange(len(x)), np.cumsum(sizes)[:-1])
+    return Labelled(bags=Bags.of(ArrayRows(x.astype(np.float32)), groups), targets=targets)
+
+
+def folds(n: int, seeds: int = 2) -> list[Entry]:
+    part = np.arange(n) % 4
+    return [
+        Entry(
+            train=np.flatnonzero((part != fold) & (part != (fold + 1) % 4)),
+            val=np.flatnonzero(part == fold),
+            seed=seed,
+            rate=0.003 * (1 + seed),
+        )
+        # Interleaved, so that results must be put back into the order of the entries.
+        for seed in range(seeds)
+        for fold in range(3)
+    ]
+
+
+def alone(labelled: Labelled, entry: Entry, entries: list[Entry], config: TrainConfig, shapes: Architecture) -> Swept:
+    """One entry by the loop of ordinary training, on the same steps: labels of others' bags are missing."""
+    bags = labelled.bags
+
+    def masked(chosen: np.ndarray) -> dict[str, np.ndarray]:
+        mine = np.isin(np.arange(len(bags)), chosen)
+        return {name: np.where(mine, values, np.nan) for name, values in labelled.targets.items()}
+
+    learnt, looked = masked(entry.train), masked(entry.val)
+    objective = Objective(TASKS, learnt)
+    network = Network(shapes, entry.seed)
+    mean, std = tile_scales(bags.subset(entry.train), np.ones((1, len(entry.train)), dtype=bool))
+    set_tile_scale(network, mean[0], std[0])
+    union = np.unique(np.concatenate([one.train for one in entries]))
+    every = np.unique(np.concatenate([one.val for one in entries]))
+    targets, wanted = objective.tensor(learnt)[union], objective.tensor(looked)[every]
+    if network.pools_first:
+        pooled = pool_once(network, bags)
+        if shapes.aggregator:
+            set_bag_scale(network, pooled[entry.train])
+        data, check = Data(targets=targets, pooled=pooled[union]), Data(targets=wanted, pooled=pooled[every])
+    else:
+        data = Data(targets=targets, bags=bags.subset(union))
+        check = Data(targets=wanted, bags=bags.subset(every).thinned(config.max_tiles, config.seed))
+    share = len(union) / np.mean([len(one.train) for one in entries])
+    config = replace(config, batch_size=round(share * config.batch_size))
+    loss, history = train_one(network, objective, data, check, config, rate=entry.rate, seed=config.seed)
+    return Swept(network=network.eval(), architecture=shapes, facts=objective.facts, loss=loss, history=history)
+
+
+@pytest.mark.parametrize("aggregator", ["", "mean", ABMIL])
+def test_together_is_alone(aggregator: str, quick: TrainConfig) -> None:
+    rng = np.random.default_rng(1)
+    labelled = cohort([1] * 40 if not aggregator else rng.integers(1, 30, 40).tolist())
+    entries = folds(40)
+    config = replace(quick, batch_size=6, max_tiles=10, min_steps=60, max_steps=60, ema=0.9, seed=3)
+    together = sweep(labelled, entries, tasks=TASKS, config=config, aggregator=aggregator)
+    for entry, found in zip(entries, together, strict=True):
+        wanted = alone(labelled, entry, entries, config, found.architecture)
+        assert found.facts == wanted.facts
+        assert found.loss == pytest.approx(wanted.loss, rel=1e-4)
+        assert [look["step"] for look in found.history] == [look["step"] for look in wanted.history]
+        np.testing.assert_allclose(
+            [[look["train"], look["val"]] for look in found.history],
+            [[look["train"], look["val"]] for look in wanted.history],
+            rtol=1e-3,
+        )
+        state = wanted.network.state_dict()
+        for name, value in found.network.state_dict().items():
+            torch.testing.assert_close(value, state[name], rtol=1e-3, atol=2e-4)
+        packed = labelled.bags.gather(np.arange(40))
+        with evaluating(found.network, wanted.network):
+            one, other = (network(packed.x, packed.offsets).tasks for network in (found.network, wanted.network))
+        for task in TASKS:
+            torch.testing.assert_close(one[task.name], other[task.name], rtol=1e-3, atol=1e-3)
+    assert len({found.loss for found in together}) == len(entries)
+
+
+def test_bags_of_neither_part_change_nothing(quick: TrainConfig) -> None:
+    """What stands for test in every fold: other labels and other features of these bags give the same networks."""
+    labelled = cohort([3] * 24)
+    entries = [Entry(train=np.arange(12), val=np.arange(12, 18), seed=seed) for seed in range(2)]
+    config = replace(quick, dropout=0.3)
+    found = sweep(labelled, entries, tasks=TASKS, config=config, aggregator=ABMIL)
+    x = labelled.bags.source.read(np.arange(72))
+    x[54:] = 1e6
+    targets = {name: values.copy() for name, values in labelled.targets.items()}
+    for values in targets.values():
+        values[18:] = 1
+    other = Labelled(bags=labelled.bags.at(ArrayRows(x)), targets=targets)
+    again = sweep(other, entries, tasks=TASKS, config=config, aggregator=ABMIL)
+    for one, two in zip(found, again, strict=True):
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(one.network.state_dict().values(), two.network.state_dict().values(), strict=True)
+        )
+
+
+def test_dropout_differs_between_networks_and_returns_with_the_seed(quick: TrainConfig) -> None:
+    labelled = cohort([4] * 16)
+    entries = [Entry(train=np.arange(10), val=np.arange(10, 16), seed=5)] * 2
+    config = replace(quick, dropout=0.5)
+    for aggregator in ("mean", "abmil(hidden=12, attention=6, dropout=0.5)"):
+        found = sweep(labelled, entries, tasks=TASKS, config=config, aggregator=aggregator)
+        again = sweep(labelled, entries, tasks=TASKS, config=config, aggregator=aggregator)
+        assert found[0].loss != found[1].loss
+        assert [one.history for one in found] == [one.history for one in again]
+
+
+def test_patience_ends_each_network_by_itself(quick: TrainConfig) -> None:
+    labelled = cohort([2] * 30)
+    entries = folds(30, seeds=1)
+    config = replace(quick, min_steps=300, max_steps=300, learning_rates=(0.05,))
+    whole = sweep(labelled, entries, tasks=TASKS, config=config, aggregator="mean")
+    told: list[Step] = []
+    stopped = sweep(
+        labelled, entries, tasks=TASKS, config=replace(config, patience=2), aggregator="mean", report=told.append
+    )
+    assert len(told) == max(len(one.history) for one in stopped)
+    for short, full in zip(stopped, whole, strict=True):
+        assert short.history == full.history[: len(short.history)]
+    assert min(len(one.history) for one in stopped) < 20
+
+
+def test_what_cannot_be_trained_together_is_refused(labelled: Callable[..., Labelled], quick: TrainConfig) -> None:
+    assert can_sweep(quick)
+    assert can_sweep(quick, "mean")
+    assert can_sweep(quick, "abmil(hidden=7)")
+    assert not can_sweep(replace(quick, views=True), "mean")
+    data = cohort([1] * 8)
+    entry = Entry(train=np.arange(4), val=np.arange(4, 8))
+    with pytest.raises(UsageError, match="0 networks") as caught:
+        sweep(data, [], tasks=TASKS, config=quick)
+    assert caught.value.hint
+    unlabelled = Labelled(bags=data.bags, targets={name: np.full(8, np.nan) for name in data.targets})
+    for name, values in data.targets.items():
+        unlabelled.targets[name][:4] = values[:4]  # type: ignore[index]
+    with pytest.raises(TableError, match="no val bag"):
+        sweep(unlabelled, [entry], tasks=TASKS, config=quick)
