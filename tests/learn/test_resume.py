@@ -53,9 +53,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, float]]:
     """Every run that is trained in this process, as (seed, learning rate)."""
     runs, real = [], fit_module.train_one
 
-    def count(*args: object, rate: float, seed: int) -> object:
+    def count(*args: object, rate: float, seed: int, **rest: object) -> object:
         runs.append((seed, rate))
-        return real(*args, rate=rate, seed=seed)  # type: ignore[arg-type]
+        return real(*args, rate=rate, seed=seed, **rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(fit_module, "train_one", count)
     return runs
