@@ -25,8 +25,9 @@ Indices = npt.NDArray[np.int64]
 OPEN_FILES = 4096
 """Maps held at a time, each of which holds an open file; fewer where the system allows a process fewer files."""
 
-TOUCH = 1 << 16
-"""Bytes that come into memory with the byte that was read: the system maps its cached pages in such windows."""
+TOUCH = 1 << 21
+"""Bytes that may come into memory with the byte that was read: systems map cached pages in windows, of a huge page at
+the most where files are cached in such."""
 
 COPY_ROWS = 8192
 """Rows copied at a time into a scratch file."""
