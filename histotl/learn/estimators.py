@@ -18,13 +18,16 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.metrics import accuracy_score, r2_score
+from sklearn.metrics import r2_score
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from histotl.core.errors import TableError, UsageError
+from histotl.learn.columns import LABEL_FROM, answer_columns
+from histotl.learn.concordance import concordance
 from histotl.learn.config import TrainConfig
 from histotl.learn.in_memory import CLASS, Cases, Floats, answers_of, bags_of, class_task, classes_of, fit_model
+from histotl.learn.labels import hard, known_rows
 from histotl.learn.task import Task, check_names
 
 BLOCK = 1024
@@ -72,17 +75,8 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
             TableError: A column is missing or too short, or its labels cannot be used.
         """
         bags, single = bags_of(X)
-        tasks = []
-        columns = {}
-        for task in check_names(self.tasks):
-            if task.column not in y:
-                raise TableError(f"y has no column {task.column!r} for task {task.name!r}", hint="add it to y")
-            columns[task.name] = list(y[task.column])
-            if len(columns[task.name]) != len(bags):
-                fact = f"column {task.column!r} has {len(columns[task.name])} labels for {len(bags)} cases"
-                raise TableError(fact, hint="give one label a case, None where it is missing")
-            tasks.append(task.resolved(columns[task.name]))
-        targets = {task.name: task.targets(columns[task.name]) for task in tasks}
+        tasks = [_resolved(task, y, len(bags)) for task in check_names(self.tasks)]
+        targets = {task.name: _targets(task, y) for task in tasks}
         config = replace(self.config or TrainConfig(), hidden=self.hidden, dropout=self.dropout, seed=self.seed)
         aggregator = "" if single else self.aggregator
         self.model_ = fit_model(bags, targets, tasks, X, groups, self.validation, config, aggregator)
@@ -95,26 +89,48 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
 
     def predict(self, X: Cases) -> pd.DataFrame:
         """A column a task, with class names or numbers."""
-        found = self.predict_proba(X)
-        columns = {}
-        for task in self.model_.tasks:
-            values = found[task.name]
-            names = np.array(task.classes, dtype=object)
-            columns[task.name] = names[self.model_.decide(task, values)] if task.is_classification else values[:, 0]
-        return pd.DataFrame(columns)
+        check_is_fitted(self)
+        found = answers_of(self.model_, X)
+        ids = [str(i) for i in range(len(next(iter(found.values()))))]
+        columns = answer_columns(self.model_.tasks, found, {}, decisions=self.model_.decisions, ids=ids)
+        return pd.DataFrame({task.name: columns[task.name] for task in self.model_.tasks})
 
     def score(self, X: Cases, y: pd.DataFrame | Mapping[str, Sequence[object]]) -> float:
-        """Mean over the tasks of accuracy (classes) or R² (numbers), on the labelled cases."""
-        said, scores = self.predict(X), []
-        for task in self.model_.tasks:
-            truth = task.targets(list(y[task.column]))
-            known = ~np.isnan(truth)
-            if task.is_classification:
-                names = np.array(task.classes, dtype=object)[truth[known].astype(np.int64)]
-                scores.append(accuracy_score(list(names), list(said[task.name][known])))
-            else:
-                scores.append(r2_score(truth[known], said[task.name][known]))
+        """Mean over the tasks on the labelled cases: of classes and labels accuracy, of numbers R², of risks C."""
+        found = self.predict_proba(X)
+        scores = [self._score_of(task, found[task.name], _targets(task, y)) for task in self.model_.tasks]
         return float(np.mean(scores))
+
+    def _score_of(self, task: Task, values: Floats, target: Floats) -> float:
+        if task.nature.answers == "labels":
+            known = ~np.isnan(target)
+            return float(((values >= LABEL_FROM) == (target == 1))[known].mean())
+        rows = known_rows(target)
+        values, target = values[rows], target[rows]
+        if task.nature.answers == "risk":
+            return float(concordance(values[:, 0], target[:, 0], target[:, 1] > 0))
+        if task.nature.answers == "number":
+            return float(r2_score(target, values[:, 0]))
+        return float((self.model_.decide(task, values) == hard(target)).mean())
+
+
+def _resolved(task: Task, y: pd.DataFrame | Mapping[str, Sequence[object]], n: int) -> Task:
+    """The task with its classes known.
+
+    Raises:
+        TableError: A column is missing or too short.
+    """
+    for name in task.reads:
+        if name not in y:
+            raise TableError(f"y has no column {name!r} for task {task.name!r}", hint="add it to y")
+        if len(y[name]) != n:
+            fact = f"column {name!r} has {len(y[name])} labels for {n} cases"
+            raise TableError(fact, hint="give one label a case, None where it is missing")
+    return task.resolved(list(y[task.reads[0]]))
+
+
+def _targets(task: Task, y: pd.DataFrame | Mapping[str, Sequence[object]]) -> Floats:
+    return task.targets(*(list(y[name]) for name in task.reads))
 
 
 class MILClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]

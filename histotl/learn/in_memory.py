@@ -13,7 +13,9 @@ from histotl.core.errors import TableError, UsageError
 from histotl.learn.bags import Bags, BagStore
 from histotl.learn.calibrate import calibrate
 from histotl.learn.config import TrainConfig
+from histotl.learn.finishing import finished, without_auxiliary
 from histotl.learn.fit import Labelled, fit
+from histotl.learn.labels import hard
 from histotl.learn.model import Model
 from histotl.learn.rows import ArrayRows
 from histotl.learn.split import split_patients
@@ -100,7 +102,7 @@ def fit_model(
     fitted = fit(train, val, tasks=tasks, config=config, aggregator=aggregator)
     store = X if isinstance(X, BagStore) else None
     model = Model(
-        tasks=tuple(tasks),
+        tasks=fitted.tasks,
         level="slide" if aggregator else "tile",
         kind="patches" if store is None else store.kind,
         bag="",
@@ -115,7 +117,9 @@ def fit_model(
         extra={},
     )
     outputs = model.outputs(val.bags.gather(np.arange(len(val.bags), dtype=np.int64)))[0]
-    return replace(model, calibrations=calibrate(tasks, outputs, val.targets, config.calibration).calibrations)
+    majority = {t.name: hard(val.targets[t.name]) for t in model.tasks if t.is_classification}
+    calibrated = calibrate(model.tasks, outputs, majority, config.calibration)
+    return without_auxiliary(replace(finished(model, train), calibrations=calibrated.calibrations))
 
 
 def answers_of(model: Model, X: Cases) -> dict[str, Floats]:

@@ -28,6 +28,7 @@ from histotl.learn.bags import Bags
 from histotl.learn.config import TrainConfig
 from histotl.learn.device_rows import on_device
 from histotl.learn.fit import Labelled
+from histotl.learn.labels import known_rows
 from histotl.learn.network import Architecture, Network
 from histotl.learn.objective import Objective, Targets, TaskFacts
 from histotl.learn.prepare import pool_once, set_bag_scale, set_tile_scale, tile_scales
@@ -180,7 +181,7 @@ def _folds(
     for numbers in groups.values():
         first = entries[numbers[0]]
         learnt, looked = _only(targets, first.train), _only(targets, first.val)
-        if not any((~np.isnan(values)).any() for values in looked.values()):
+        if not any(known_rows(values).any() for values in looked.values()):
             raise TableError("no val bag of an entry has a label", hint="label some, or make fewer folds")
         objective = Objective(tasks, learnt, class_balance=config.class_balance).to(device)
         if not objective.rowwise:
