@@ -156,7 +156,8 @@ class Network(nn.Module):
         terms = [self.sharing.penalty()]
         if isinstance(self.aggregator, Supervised) and output.pooled is not None:
             terms.append(self.aggregator.auxiliary(output.pooled, judge))
-        found = [term for term in terms if term is not None]
+        # A step without labels that an aggregator looks at gives a plain 0, which has no gradient.
+        found = [term for term in terms if term is not None and term.requires_grad]
         return torch.stack(found).sum() if found else None
 
 

@@ -71,7 +71,7 @@ def test_closed_form_leave_one_out_is_brute_force(aggregator: str, hidden: int, 
 def test_a_tile_with_nearly_all_weight_is_taken_out_for_real() -> None:
     question = asked(hidden=16, n=5)
     with torch.no_grad():
-        question.network.aggregator.score.weight.mul_(200)
+        question.network.aggregator.attend.score.weight.mul_(200)
     weights = question.pooled().weights
     assert weights is not None
     assert weights.max() > 1 - 1e-12
@@ -135,9 +135,9 @@ def needle(seed: int = 0) -> tuple[Question, np.ndarray]:
         net.mean.zero_()
         net.bag_mean.zero_()
         net.bag_std.fill_(1)
-        net.aggregator.embed[0].weight[0, 0] = net.aggregator.embed[0].weight[1, 1] = 1
-        net.aggregator.gates.weight[0, :2] = 1  # the attention likes both kinds
-        net.aggregator.score.weight[0, 0] = 4
+        net.aggregator.embed.linear.weight[0, 0] = net.aggregator.embed.linear.weight[1, 1] = 1
+        net.aggregator.attend.gates.weight[0, :2] = 1  # the attention likes both kinds
+        net.aggregator.attend.score.weight[0, 0] = 4
         net.heads[1].weight[0, 0], net.heads[1].weight[0, 1] = 2.0, -1.0
     return replace(question, x=torch.from_numpy(x)), is_needle
 
