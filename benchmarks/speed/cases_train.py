@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from benchmarks.speed.harness import Case, Figure, Measured, NotMeasured, Sides, case
 from benchmarks.speed.inputs import Inputs
@@ -18,8 +17,6 @@ from benchmarks.speed.workers import ROOT, python
 from histotl.learn.bags import Bags, BagStore
 from histotl.learn.config import TrainConfig
 from histotl.learn.fit import Fitted, Labelled, fit
-from histotl.learn.network import Architecture, Network
-from histotl.learn.objective import Objective
 from histotl.learn.rows import ArrayRows
 from histotl.learn.sweep import Entry, Swept, sweep
 from histotl.learn.task import Task
@@ -100,86 +97,6 @@ def gather_mapped(inputs: Inputs) -> Case:
         reference=lambda: step(resident),
         same=torch.equal,
     )
-
-
-def _packed_epoch(labelled: Labelled, batch: int) -> None:
-    objective = Objective([TASK], labelled.targets)
-    architecture = Architecture(
-        in_dim=labelled.bags.source.dim,
-        aggregator="abmil",
-        hidden=0,
-        dropout=0.25,
-        outputs=objective.n_outputs(),
-    )
-    network, targets = Network(architecture), objective.tensor(labelled.targets)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
-    for chosen in np.split(np.arange(len(labelled.bags)), range(batch, len(labelled.bags), batch)):
-        packed = labelled.bags.gather(chosen)
-        outputs = network(packed.x, packed.offsets).tasks
-        loss = objective.total(objective.losses(outputs, targets[torch.from_numpy(chosen)]))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-
-class _Padded(nn.Module):
-    """The same attention on bags padded to the longest, with a mask."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.embed = nn.Sequential(nn.Linear(dim, 512), nn.ReLU(), nn.Dropout(0.25))
-        self.gates, self.score = nn.Linear(512, 512), nn.Linear(256, 1, bias=False)
-        self.head = nn.Sequential(nn.Dropout(0.25), nn.Linear(512, 3))
-
-    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        h = self.embed(x)
-        v, u = self.gates(h).chunk(2, dim=2)
-        scores = self.score(torch.tanh(v) * torch.sigmoid(u))[..., 0].masked_fill(~mask, -torch.inf)
-        pooled = (scores.softmax(dim=1)[:, None] @ h)[:, 0]
-        answers: torch.Tensor = self.head(pooled)
-        return answers
-
-
-def _padded_epoch(labelled: Labelled) -> None:
-    network, bags = _Padded(labelled.bags.source.dim), labelled.bags
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
-    targets = torch.from_numpy(labelled.targets["type"]).long()
-    for chosen in np.split(np.arange(len(bags)), range(BATCH, len(bags), BATCH)):
-        parts = [torch.from_numpy(bags.source.read(bags.rows_of(int(bag)))) for bag in chosen]
-        x = nn.utils.rnn.pad_sequence(parts, batch_first=True)
-        mask = torch.arange(x.shape[1]) < torch.tensor([len(part) for part in parts])[:, None]
-        loss = nn.functional.cross_entropy(network(x, mask), targets[torch.from_numpy(chosen)])
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-
-
-def _epoch(inputs: Inputs, against: str, reference: str) -> Case:
-    rng = np.random.default_rng(8)
-    bags = 4 if _is_tiny(inputs) else 32
-    labelled = _labelled(_sizes(bags, 6 if _is_tiny(inputs) else 200, rng), inputs.scale.dim, rng)
-    sizes = labelled.bags.sizes
-    return Case(
-        name=f"abmil epoch, {bags} bags of {sizes.min()}–{sizes.max()} tiles (log-normal), packed by {BATCH}",
-        against=against,
-        ours=lambda: _packed_epoch(labelled, BATCH),
-        reference=lambda: _padded_epoch(labelled) if reference == "padded" else _packed_epoch(labelled, 1),
-        goal=1 / 3,
-        units=int(sizes.sum()),
-        unit="tiles",
-    )
-
-
-@case("train/batch-1")
-def batch_1(inputs: Inputs) -> Case:
-    """An epoch of packed bags, against one bag a step."""
-    return _epoch(inputs, "the same network, one bag a step", "batch-1")
-
-
-@case("train/padded")
-def padded(inputs: Inputs) -> Case:
-    """An epoch of packed bags, against bags padded to the longest of their step."""
-    return _epoch(inputs, "a network of the same size on padded bags with a mask", "padded")
 
 
 def _entries(bags: int, folds: int, seeds: int) -> list[Entry]:

@@ -111,16 +111,7 @@ def fit(
     device = choose_device(config.device)
     train, val = _placed(train, val, device)
     objective = Objective(tasks, train.targets, class_balance=config.class_balance)
-    architecture = Architecture(
-        in_dim=train.bags.source.dim,
-        aggregator=aggregator,
-        hidden=config.hidden,
-        dropout=config.dropout,
-        outputs=objective.n_outputs(),
-        sharing=config.sharing,
-        heads=objective.layers(),
-        adversaries=objective.adversaries(),
-    )
+    architecture = architecture_of(train.bags.source.dim, objective, config, aggregator)
     objective.to(device)
     first = Network(architecture, config.seed).to(device)
     means, stds = tile_scales(train.bags, np.ones((1, len(train.bags)), dtype=bool))
@@ -166,6 +157,27 @@ def _placed(train: Labelled, val: Labelled, device: torch.device) -> tuple[Label
         Labelled(bags=part.bags.at(places[id(part.bags.source)]), targets=part.targets) for part in (train, val)
     )
     return first, second
+
+
+def architecture_of(in_dim: int, objective: Objective, config: TrainConfig, aggregator: str) -> Architecture:
+    """Shapes of the networks that settings and tasks ask for.
+
+    Args:
+        in_dim: Length of a feature vector.
+        objective: The tasks.
+        config: Settings.
+        aggregator: Spec of the aggregator; empty when every bag is one row.
+    """
+    return Architecture(
+        in_dim=in_dim,
+        aggregator=aggregator,
+        hidden=config.hidden,
+        dropout=config.dropout,
+        outputs=objective.n_outputs(),
+        sharing=config.sharing,
+        heads=objective.layers(),
+        adversaries=objective.adversaries(),
+    )
 
 
 class _Runs:

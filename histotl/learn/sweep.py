@@ -27,7 +27,7 @@ from histotl.learn.aggregators.abmil import Abmil
 from histotl.learn.bags import Bags
 from histotl.learn.config import TrainConfig
 from histotl.learn.device_rows import on_device
-from histotl.learn.fit import Labelled
+from histotl.learn.fit import Labelled, architecture_of
 from histotl.learn.labels import known_rows
 from histotl.learn.network import Architecture, Network
 from histotl.learn.objective import Objective, Targets, TaskFacts
@@ -134,7 +134,7 @@ def sweep(
     bags = labelled.bags.at(on_device(labelled.bags.source, labelled.bags.rows, device))
     order, folds = _folds(labelled.targets, entries, tasks, config, device)
     ordered = [entries[i] for i in order]
-    shapes = [_architecture(bags.source.dim, fold.objective, config, aggregator) for fold in folds]
+    shapes = [architecture_of(bags.source.dim, fold.objective, config, aggregator) for fold in folds]
     networks = [
         Network(shapes[number], ordered[place].seed).to(device)
         for number, fold in enumerate(folds)
@@ -227,19 +227,6 @@ def _scale(networks: Sequence[Network], bags: Bags, folds: Sequence[Fold], entri
                 for network in own:
                     set_bag_scale(network, pooled[-1][chosen])
     return torch.stack(pooled) if pooled else None
-
-
-def _architecture(in_dim: int, objective: Objective, config: TrainConfig, aggregator: str) -> Architecture:
-    return Architecture(
-        in_dim=in_dim,
-        aggregator=aggregator,
-        hidden=config.hidden,
-        dropout=config.dropout,
-        outputs=objective.n_outputs(),
-        sharing=config.sharing,
-        heads=objective.layers(),
-        adversaries=objective.adversaries(),
-    )
 
 
 def _dropout(aggregator: str) -> float:
