@@ -74,7 +74,7 @@ def confusion_figure(result: TaskResult) -> str:
 
 
 def reliability_figure(result: TaskResult) -> str:
-    """Share right against stated confidence, with intervals; before temperature scaling in grey where known."""
+    """Share right against stated confidence, with intervals; before calibration in grey where known."""
     if not result.reliability:
         return ""
     with drawing((3.9, 3.4), f"reliability-{result.answers.name}") as (figure, svg):
@@ -83,7 +83,7 @@ def reliability_figure(result: TaskResult) -> str:
         start = max(0.0, np.floor(lowest * 10) / 10 - 0.05)
         axes.plot([start, 1], [start, 1], color=GREY, linewidth=1, linestyle=(0, (4, 3)), label="perfect")
         if result.reliability_before:
-            _reliability_line(axes, result.reliability_before, GREY, "before temperature", marker="s")
+            _reliability_line(axes, result.reliability_before, GREY, "before calibration", marker="s")
         _reliability_line(axes, result.reliability, BLUE, "as predicted", marker="o")
         axes.set_xlim(start, 1.01)
         axes.set_ylim(-0.02, 1.03)

@@ -32,8 +32,9 @@ from histotl.learn.predict import case_columns
 from histotl.learn.predictions import write_predictions
 from histotl.learn.split import fold_patients
 from histotl.learn.task import Task
-from histotl.learn.train import Level, prepare, train_cohort
+from histotl.learn.train import prepare, train_cohort
 from histotl.learn.trained import EVAL_ROWS, case_answers
+from histotl.learn.training_sets import Level
 
 SUMMARY_NAME = "crossval.json"
 

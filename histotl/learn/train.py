@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -36,10 +35,9 @@ from histotl.learn.resume import Progress
 from histotl.learn.scores import validation_scores
 from histotl.learn.task import Task, check_names
 from histotl.learn.trained import Trained, case_answers
-from histotl.learn.training_sets import labelled_part, training_key
+from histotl.learn.training_sets import Level, labelled_part, training_key
 
 TRAINING_NAME, SPLITS_NAME = "training.json", "splits.csv"
-Level = Literal["tile", "slide"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Literal
 
-from histotl.core.provenance import Provenance
+from histotl.core.provenance import Provenance, file_digest
 from histotl.learn.bags import BagStore
 from histotl.learn.cohort import Cohort
 from histotl.learn.config import TrainConfig
@@ -41,6 +42,7 @@ def training_key(cohort: Cohort, store: BagStore, level: Level, config: TrainCon
         "level": level,
         "tasks": [task.to_dict() for task in cohort.cases.tasks],
         "features": [files, sorted(store.digests.items())],
+        "pretrained": file_digest(Path(config.pretrained), whole=True) if config.pretrained else None,
         "versions": [versions.made_by, versions.libraries.get("torch")],
     }
     arrays = [

@@ -17,7 +17,8 @@ from histotl.learn.predict import predict
 from histotl.learn.predictions import read_predictions
 from histotl.learn.pretrained import load_aggregator, save_aggregator
 from histotl.learn.task import parse_task
-from histotl.learn.train import train
+from histotl.learn.train import prepare, train
+from histotl.learn.training_sets import training_key
 from histotl.store.tile_scores import read_tile_scores
 
 Cohort = tuple[pd.DataFrame, Path]
@@ -54,6 +55,18 @@ def test_training_starts_from_what_was_saved(slide_cohort: Cohort, quick: TrainC
         ).folder
     )
     assert (fresh.members[0].state_dict()[names[-1]] - before[names[-1]]).abs().max() > 1e-3
+
+
+def test_another_file_under_the_same_name_is_another_training(
+    slide_cohort: Cohort, quick: TrainConfig, tmp_path: Path
+) -> None:
+    file, keys = tmp_path / "a.safetensors", []
+    for seed in (0, 1):
+        save_aggregator(load_model(trained(slide_cohort, tmp_path / f"{seed}", replace(quick, seed=seed))), file)
+        config = replace(quick, pretrained=str(file))
+        store, level, cohort = prepare(*slide_cohort, LESION, config)
+        keys += [training_key(cohort, store, level, config) for _ in range(2)]
+    assert keys[0] == keys[1] != keys[2] == keys[3]
 
 
 def test_other_features_tasks_and_aggregators_are_refused(
