@@ -229,7 +229,7 @@ def test_probabilities_before_temperature_are_compared(study: Study, tmp_path: P
     result = _evaluate(made, tmp_path / "out")
     task = result.metrics["tasks"]["dysplasia"]
     assert task["ece_before_temperature"]["value"] == pytest.approx(1 - task["metrics"]["accuracy"]["value"])
-    assert "before temperature scaling" in result.report_html.read_text()
+    assert "before calibration" in result.report_html.read_text()
     assert result.metrics["tasks"]["lesion"]["ece_before_temperature"] is None
 
 
