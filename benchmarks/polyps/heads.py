@@ -1,9 +1,9 @@
 """Do tasks help each other, and which aggregator finds the worst lesion? EBHI patches, and slides composed of them.
 
-    python -m benchmarks.polyps.heads --ebhi EBHI_FOLDER --features FOLDER --out OUT \
-        [--slides CSV --slide-features FOLDER]
+    python -m benchmarks.polyps.heads --ebhi EBHI_FOLDER --features FOLDER --out OUT
+    python -m benchmarks.polyps.heads --slides CSV --slide-features FOLDER --out OUT
 
-The features are those that `python -m benchmarks.polyps` leaves in OUT.
+The features are those that `python -m benchmarks.polyps` leaves in its OUT. Figures are added to OUT/heads.json.
 
 Patches: every task alone, and the four together with each way of sharing and each balancing rule, all from the same
 seeds. Slides: the worst lesion by every aggregator, beside the mean of the tiles and a logistic regression. Heads see
@@ -105,7 +105,7 @@ def patches(table: Path, features: Path, out: Path, seeds: int) -> list[dict[str
     def scores(name: str, choice: Mapping[str, str], sets: Sequence[Sequence[Task]]) -> dict[str, list[Floats]]:
         found: dict[str, list[Floats]] = {task.name: [] for task in PATCH_TASKS}
         for seed in range(seeds):
-            config = histotl.TrainConfig(members=1, seed=seed, ood=("none",), **choice)
+            config = histotl.TrainConfig(members=1, seed=seed, ood=("none",), compare_single=False, **choice)
             for tasks in sets:
                 place = out / name.replace(" ", "-") / f"{seed}-{tasks[0].name}"
                 frame = answered(table, features, place, tasks, config, "path")
@@ -132,7 +132,12 @@ def slides(table: Path, features: Path, out: Path, seeds: int) -> list[dict[str,
         found: dict[str, list[Floats]] = {task.name: [] for task in SLIDE_TASKS}
         for seed in range(seeds):
             config = histotl.TrainConfig(
-                aggregator=name, members=1, seed=seed, ood=("none",), learning_rates=(0.0003, 0.001)
+                aggregator=name,
+                members=1,
+                seed=seed,
+                ood=("none",),
+                learning_rates=(0.0003, 0.001),
+                compare_single=False,
             )
             answers = answered(table, features, out / f"slide-{name}" / str(seed), SLIDE_TASKS, config, "slide_id")
             for task in SLIDE_TASKS:
@@ -199,18 +204,21 @@ def _cell(value: object) -> str:
 def main() -> None:
     """Train, evaluate, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("ebhi", "features", "out"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
-    for name in ("slides", "slide-features"):
+    parser.add_argument("--out", type=Path, required=True)
+    for name in ("ebhi", "features", "slides", "slide-features"):
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
     given = parser.parse_args()
-    found = {"patches": patches(given.ebhi / "manifest.csv", given.features, given.out, given.seeds)}
-    print(markdown(found["patches"], PATCH_TASKS))
+    given.out.mkdir(parents=True, exist_ok=True)
+    path = given.out / "heads.json"
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    if given.ebhi:
+        found["patches"] = patches(given.ebhi / "manifest.csv", given.features, given.out, given.seeds)
+        print(markdown(found["patches"], PATCH_TASKS))
     if given.slides:
         found["slides"] = slides(given.slides, given.slide_features, given.out, given.seeds)
         print(markdown(found["slides"], SLIDE_TASKS))
-    (given.out / "heads.json").write_text(json.dumps(found, indent=2) + "\n")
+    path.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

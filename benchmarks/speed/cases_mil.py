@@ -23,7 +23,10 @@ BAG_BATCH = 16
 SPREAD = 0.8
 """Deviation of the logarithm of bag sizes."""
 
-ABMIL = cast("Abmil", create("aggregator", "abmil"))
+SPEC = "abmil(hidden=512, attention=256)"
+"""CLAM's size."""
+
+ABMIL = cast("Abmil", create("aggregator", SPEC))
 
 
 class Plain(torch.nn.Module):
@@ -58,14 +61,15 @@ class Epoch:
         self.objective = Objective([Task(name="type", kind="multiclass", classes=("a", "b", "c"))], labels)
         self.targets = self.objective.tensor(labels)
         self.architecture = Architecture(
-            in_dim=scale.dim, aggregator="abmil", hidden=256, dropout=0.5, outputs=self.objective.n_outputs()
+            in_dim=scale.dim, aggregator=SPEC, hidden=256, dropout=0.5, outputs=self.objective.n_outputs()
         )
 
     @property
     def title(self) -> str:
         """What the case is called."""
         shape = self.bags.sizes
-        return f"abmil epoch, {len(shape)} bags of {shape.min()}–{shape.max()} × {self.architecture.in_dim}"
+        width = f"{self.architecture.in_dim} → {ABMIL.hidden} → {ABMIL.attention}"
+        return f"gated attention {width}, epoch of {len(shape)} bags of {shape.min()}–{shape.max()} tiles"
 
     def packed(self, bags_a_step: int) -> None:
         """Optimiser steps over all bags once, as training does them."""

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from benchmarks.speed import peers
 from benchmarks.speed.harness import Case, Figure, Measured, NotMeasured, Sides, case
 from benchmarks.speed.inputs import Inputs
 from benchmarks.speed.workers import ROOT, python
@@ -162,6 +163,69 @@ def sweep_abmil(inputs: Inputs) -> Case:
         return _sweep_case(inputs, "abmil", MOST, 300, "cuda", "abmil")
     spec = "abmil(hidden=8, attention=4)" if _is_tiny(inputs) else "abmil"
     return _sweep_case(inputs, "abmil", 32, 4, "cpu", spec)
+
+
+def _against(inputs: Inputs, name: str, batch: int) -> Case:
+    """Five epochs of gated attention of CLAM's size, read from files; ours looks at val after every step."""
+    peer = peers.start(inputs, name, "training")
+    bags, n_val, middle, epochs = (8, 2, 6, 1) if _is_tiny(inputs) else (36, 4, 500, 5)
+    rng = np.random.default_rng(11)
+    folder = inputs.folder / "train-peers"
+    if not folder.is_dir():
+        folder.mkdir()
+        for number, rows in enumerate(_sizes(bags, middle, rng)):
+            with create_file(folder / f"S{number:03}.h5", largest=int(rows) * 2048) as file:
+                write_contiguous(
+                    file, "features", rng.standard_normal((rows, 1024), dtype=np.float32).astype(np.float16)
+                )
+                write_contiguous(file, "coords", np.zeros((rows, 2), np.int64))
+    config = TrainConfig(
+        members=1, learning_rates=(1e-4,), hidden=0, dropout=0.0, epochs=epochs, min_steps=0, max_tiles=10**6
+    )
+    task = Task(name="type", kind="binary", classes=("a", "b"))
+    labels = np.arange(bags) % 2.0
+
+    def ours() -> int:
+        store = BagStore.open(folder)
+        train, val = (
+            Labelled(bags=store.bags([[i] for i in part]), targets={"type": labels[part]})
+            for part in (np.arange(bags - n_val), np.arange(bags - n_val, bags))
+        )
+        done = fit(train, val, tasks=[task], config=config, aggregator="abmil(hidden=512, attention=256)")
+        return done.steps * min(BATCH, bags - n_val)
+
+    sizes = BagStore.open(folder).bags([[i] for i in range(bags)]).sizes
+    how = f"batches of {batch}, padded" if batch > 1 else "one bag a step"
+    return Case(
+        name=f"train gated attention 1024 → 512 → 256, {epochs} epochs of {bags - n_val} bags of {sizes.min()}–"
+        f"{sizes.max()} tiles, packed by {BATCH}, from files",
+        against=f"{name}'s own loops, {how}",
+        goal=0.2,
+        ours=ours,
+        reference=lambda: peer.train(folder, inputs.folder / f"{name}-files", n_val=n_val, epochs=epochs, batch=batch),
+        same=lambda mine, theirs: mine == theirs,
+        threads=None,
+        most_rounds=3,
+        close=peer.worker.close,
+    )
+
+
+@case("train/clam")
+def clam(inputs: Inputs) -> Case:
+    """Against CLAM's training, which reads each bag anew in every epoch."""
+    return _against(inputs, "CLAM", 1)
+
+
+@case("train/torchmil")
+def torchmil(inputs: Inputs) -> Case:
+    """Against torchmil's, one bag a step as in its examples."""
+    return _against(inputs, "torchmil", 1)
+
+
+@case("train/torchmil-padded")
+def torchmil_padded(inputs: Inputs) -> Case:
+    """Against torchmil's with as many bags a step as ours."""
+    return _against(inputs, "torchmil", BATCH)
 
 
 @case("memory/train")

@@ -94,8 +94,8 @@ class Scale:
     rows: int = 20_000
     dim: int = 1024
     picked: int = 512
-    bags: int = 32
-    bag_rows: tuple[int, int] = (50, 250)
+    bags: int = 16
+    bag_rows: tuple[int, int] = (200, 1800)
     patients: int = 1000
     resamples: int = 2000
     head_rows: int = 1000

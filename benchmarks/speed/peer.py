@@ -13,6 +13,7 @@ from typing import Any
 import h5py
 import torch
 
+from benchmarks.speed.peer_training import ClamTraining, TorchmilTraining
 from benchmarks.speed.sampling import MEAN, STD, network
 from benchmarks.speed.workers import Answer, serve
 
@@ -126,13 +127,29 @@ def _clam_coords(coords: str) -> str:
     return str(path)
 
 
+def _training(tool: Any, features: str, out: str, n_val: int, epochs: int, batch: int) -> Answer:
+    """Make the tool's files where they are not there yet; then train. The answer has the bags seen."""
+    names = sorted(path.stem for path in Path(features).glob("*.h5"))
+    if not Path(out).is_dir():
+        tool.files(Path(features), Path(out))
+
+    def work() -> dict[str, object]:
+        tool.run(Path(out), names, n_val, epochs, batch)
+        return {"bags": epochs * (len(names) - n_val)}
+
+    return _timed(work)
+
+
 def main() -> None:
     """Import the tool, then do what is asked."""
     name, checkout = sys.argv[1:]
     sys.path.insert(0, checkout)
-    tool: Any = {"TRIDENT": Trident, "CLAM": Clam}[name]()
+    tools = {"TRIDENT": Trident, "CLAM": Clam, "CLAM training": ClamTraining, "torchmil training": TorchmilTraining}
+    tool: Any = tools[name]()
 
     def answer(question: Answer) -> Answer:
+        if question["do"] == "train":
+            return _training(tool, **{key: value for key, value in question.items() if key != "do"})
         if question["do"] == "segment":
             return _timed(lambda: tool.segment(question["slide"], question["out"], question["tile_px"]))
         slide, out, net = question["slide"], question["out"], question["network"]

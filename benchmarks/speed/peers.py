@@ -1,9 +1,9 @@
 """Other tools, called where they were cloned: nothing of theirs is in this repository.
 
-``--peers DIR`` (or ``HISTOTL_PEERS``) names a folder with git checkouts called ``TRIDENT`` and ``CLAM``. Each runs in a
-process of its own, with its own loops and defaults, and tells the time that the loop took; importing is not counted.
-What they import beside torch may be in a virtual environment ``DIR/venv``, whose Python is then used; the packages of
-this one are visible to it.
+``--peers DIR`` (or ``HISTOTL_PEERS``) names a folder with git checkouts called ``TRIDENT``, ``CLAM`` and ``torchmil``.
+Each runs in a process of its own, with its own loops and defaults, and tells the time that the loop took; importing is
+not counted. What they import beside torch may be in a virtual environment ``DIR/venv``, whose Python is then used; the
+packages of this one are visible to it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Peer:
     """One tool, running.
 
     Args:
-        name: ``TRIDENT`` or ``CLAM``.
+        name: Of its checkout.
         worker: Its process.
     """
 
@@ -53,9 +53,28 @@ class Peer:
         answer = self.worker.call(do="embed", **question)
         return Measured(value=answer["seconds"], cpu=answer["cpu"], result=Path(answer["file"]))
 
+    def train(self, features: Path, out: Path, *, n_val: int, epochs: int, batch: int) -> Measured:
+        """Train gated attention; the result is the number of bags seen.
 
-def start(inputs: Inputs, name: str) -> Peer:
+        Args:
+            features: Folder with a file for each slide.
+            out: Folder for the same in the tool's form; made once.
+            n_val: Slides that validate, the last ones.
+            epochs: Passes over the others.
+            batch: Bags a step, where the tool has such a choice.
+        """
+        question = {"features": str(features), "out": str(out), "n_val": n_val, "epochs": epochs, "batch": batch}
+        answer = self.worker.call(do="train", **question)
+        return Measured(value=answer["seconds"], cpu=answer["cpu"], result=answer["bags"])
+
+
+def start(inputs: Inputs, name: str, part: str = "") -> Peer:
     """Start a peer.
+
+    Args:
+        inputs: Where checkouts are.
+        name: Of one.
+        part: ``training`` for its training loops.
 
     Raises:
         NotMeasured: It is not there.
@@ -68,7 +87,13 @@ def start(inputs: Inputs, name: str) -> Peer:
     own = inputs.peers / "venv" / "bin" / "python"
     paths = [str(ROOT), *site.getsitepackages()]
     environment = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore"}
-    command = [str(own) if own.is_file() else python(), "-m", "benchmarks.speed.peer", name, str(checkout)]
+    command = [
+        str(own) if own.is_file() else python(),
+        "-m",
+        "benchmarks.speed.peer",
+        f"{name} {part}".strip(),
+        str(checkout),
+    ]
     return Peer(name=name, worker=Worker(command, environment))
 
 

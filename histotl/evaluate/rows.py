@@ -14,10 +14,10 @@ from histotl.evaluate.cases import build, refuse_shared_patients, refuse_trained
 from histotl.evaluate.config import EvaluateConfig
 from histotl.evaluate.metrics import Floats
 from histotl.evaluate.results import Answers
-from histotl.learn.columns import LABEL_FROM, UNCALIBRATED, columns_of, expected_column, probability_column
-from histotl.learn.decisions import HIGH, LOW, SET
+from histotl.learn.columns import UNCALIBRATED, columns_of, expected_column, probability_column
+from histotl.learn.decisions import HIGH, LABEL_FROM, LOW, SET
 from histotl.learn.heads.base import Spread
-from histotl.learn.labels import as_text, hard, known_rows
+from histotl.learn.labels import as_text, hard, joined_targets, known_rows, split_cell
 from histotl.learn.predictions import Predictions
 from histotl.learn.task import Task
 
@@ -139,7 +139,12 @@ def _classes(answers: Answers, task: Task, target: Floats, frame: pd.DataFrame) 
 
 def _labels(answers: Answers, task: Task, target: Floats, frame: pd.DataFrame) -> Answers:
     p = _numbers(frame, [probability_column(task, name) for name in task.classes], task)
-    return dataclasses.replace(answers, truth=target, predicted=(p >= LABEL_FROM).astype(np.float64), probability=p)
+    cells = [split_cell(value) for value in frame[task.name]]
+    if None in cells:
+        fact = f"predictions column {task.name!r} is empty in row {cells.index(None) + 1}"
+        raise TableError(fact, hint="predict again; a case without any label has the answer none")
+    predicted = joined_targets(f"predictions column {task.name!r}", cells, task.classes)
+    return dataclasses.replace(answers, truth=target, predicted=predicted, probability=p)
 
 
 def _values(answers: Answers, task: Task, target: Floats, frame: pd.DataFrame) -> Answers:

@@ -84,6 +84,13 @@ def _decisions(meta: Mapping[str, object]) -> tuple[str, ...]:
                 f"{task}: the second class is answered from a probability of {threshold.value:.3g} on, chosen on "
                 f"validation by {threshold.rule}."
             )
+        chosen = [label for label in decision.labels if label is not None]
+        if chosen:
+            values = ", ".join("0.5" if label is None else f"{label.value:.3g}" for label in decision.labels)
+            found.append(
+                f"{task}: the labels, in their order, are answered from probabilities of {values} on, chosen on "
+                f"validation by {chosen[0].rule}."
+            )
         if bound is not None:
             what = "interval" if bound.kind == "interval" else "set"
             source = f"from {bound.rows} validation cases of {bound.patients} patients"

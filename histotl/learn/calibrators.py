@@ -27,7 +27,7 @@ class Calibration(Protocol):
     kind: ClassVar[str]
 
     def probabilities(self, task: Task, outputs: Sequence[torch.Tensor]) -> Floats:
-        """Float64 (n, k), rows summing to 1, from one float (n, o) a member."""
+        """Float64 (n, k) from one float (n, o) a member; of classes rows that sum to 1."""
 
 
 def averaged(task: Task, outputs: Sequence[torch.Tensor], temperature: float = 1.0) -> Floats:
@@ -36,12 +36,12 @@ def averaged(task: Task, outputs: Sequence[torch.Tensor], temperature: float = 1
     Args:
         task: Whose outputs these are.
         outputs: One float (n, o) a member.
-        temperature: What outputs of classification tasks are divided by.
+        temperature: What outputs of tasks with classes or labels are divided by.
 
     Returns:
         float64 (n, m), as the head's ``probabilities``: of classes rows that sum to 1.
     """
-    scale = temperature if task.is_classification else 1.0
+    scale = temperature if task.classes else 1.0
     members = [task.head.probabilities(output.double() / scale) for output in outputs]
     return np.asarray(torch.stack(members).mean(dim=0).cpu().numpy(), dtype=np.float64)
 
@@ -86,6 +86,8 @@ class Vector:
 class Isotonic:
     """Probability of class c becomes the value at it of a rising broken line, divided by the sum over the classes.
 
+    Labels, which do not exclude one another, are not divided.
+
     Args:
         knots: For each class its rising places.
         values: For each class the values there, above 0, not falling.
@@ -100,7 +102,7 @@ class Isotonic:
         plain = averaged(task, outputs)
         lines = zip(self.knots, self.values, strict=True)
         mapped = np.stack([np.interp(plain[:, c], x, y) for c, (x, y) in enumerate(lines)], axis=1)
-        return np.asarray(mapped / mapped.sum(axis=1, keepdims=True))
+        return np.asarray(mapped / mapped.sum(axis=1, keepdims=True) if task.is_classification else mapped)
 
 
 KINDS: Mapping[str, Callable[..., Calibration]] = {

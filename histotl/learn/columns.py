@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from histotl.learn.applies import chances
-from histotl.learn.decisions import Decision, decide, set_columns
+from histotl.learn.decisions import Decision, decide, labels_of, set_columns
 from histotl.learn.heads.base import Decoding
 from histotl.learn.labels import NO_LABEL, SEPARATOR
 from histotl.learn.task import Task
@@ -21,9 +21,6 @@ UNCALIBRATED = ":uncalibrated"
 
 JOINT = ":joint"
 """End of the names of columns with the probability that the task applies and the class is this one."""
-
-LABEL_FROM = 0.5
-"""Least probability of a label that is answered."""
 
 
 def probability_column(task: Task, name: str) -> str:
@@ -72,7 +69,7 @@ def answer_columns(
     Args:
         tasks: What is predicted.
         answers: Task -> (n, k) probabilities, or (n, 1 + extras).
-        uncalibrated: The same of classification tasks before calibration.
+        uncalibrated: The same of tasks with classes or labels, before calibration.
         decisions: Task -> its threshold and sets.
         ids: Name of each row.
     """
@@ -104,5 +101,5 @@ def _named(task: Task, values: Floats, decision: Decision | None) -> npt.NDArray
     """The class of each row, or its labels joined as in a label table."""
     if task.is_classification:
         return np.array(task.classes, dtype=object)[decide(task, values, decision)]
-    rows = [[name for name, p in zip(task.classes, row, strict=True) if p >= LABEL_FROM] for row in values]
+    rows = [[name for name, has in zip(task.classes, row, strict=True) if has] for row in labels_of(values, decision)]
     return np.array([SEPARATOR.join(row) or NO_LABEL for row in rows], dtype=object)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from histotl.core.intervals import Estimate, Resamples, estimate
 from histotl.learn.calibrate import P_MIN
+from histotl.learn.concordance import concordance
 from histotl.learn.labels import hard, known_rows
 from histotl.learn.model import Model
 from histotl.learn.task import Task
@@ -42,12 +43,20 @@ def metric_draws(task: Task, found: Answered, truth: Floats, draws: Resamples) -
     Args:
         task: What was answered.
         found: The answers.
-        truth: (n,), none missing.
+        truth: (n,), or (n, c) of labels and of time and event; no case without any.
         draws: Over the same cases.
     """
     values, decided = found
-    if not task.is_classification:
+    if task.nature.answers == "number":
         return {"mae": draws.mean(np.abs(values[:, 0] - truth))}
+    if task.nature.answers == "risk":
+        time, event = truth[:, 0], truth[:, 1] > 0
+        return {"c_index": draws.rows(lambda weights: concordance(values[:, 0], time, event, weights))}
+    if task.nature.answers == "labels":
+        known = ~np.isnan(truth)
+        loss = np.where(known, -np.log(np.maximum(np.where(truth == 1, values, 1 - values), P_MIN)), 0.0)
+        sums = draws.sums(np.stack([loss.sum(axis=1), known.sum(axis=1)], axis=1))
+        return {"nll_labels": np.asarray(sums[:, 0] / sums[:, 1])}
     classes = truth.astype(np.int64)
     confusion = draws.confusion(classes, decided, values.shape[1])
     held = confusion.sum(axis=2)
@@ -64,14 +73,11 @@ def metric_draws(task: Task, found: Answered, truth: Floats, draws: Resamples) -
 def mean_draws(
     task: Task, models: Sequence[Answered], truth: Floats, patients: Sequence[str], *, seed: int
 ) -> dict[str, Floats]:
-    """The same, mean over models (such as those of several seeds), on the labelled ones of n cases.
-
-    Nothing for several labels and for risks, whose metrics are those of evaluation.
-    """
+    """The same, mean over models (such as those of several seeds), on the labelled ones of n cases."""
     known = np.flatnonzero(known_rows(truth))
-    if not len(known) or task.nature.answers not in ("classes", "number"):
+    if not len(known):
         return {}
-    truth = hard(truth)
+    truth = hard(truth) if task.is_classification else truth
     draws = draws_of([patients[i] for i in known.tolist()], seed=seed)
     found = [metric_draws(task, (values[known], decided[known]), truth[known], draws) for values, decided in models]
     return {name: np.mean([each[name] for each in found], axis=0) for name in found[0]}

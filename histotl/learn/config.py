@@ -70,8 +70,8 @@ class TrainConfig:
     """How stated probabilities are made to come true on validation: 'temperature', 'vector', 'isotonic' or 'none'.
     Vector needs 20 labelled validation rows an output, isotonic 1000; with fewer it is the temperature."""
     threshold: str = "none"
-    """From which probability on two-class tasks say yes, chosen on validation: 'youden', 'sensitivity=0.95', 'cost=5'
-    (a missed case costs five false alarms), or 'none' for the likelier class."""
+    """From which probability on two-class tasks and each of several labels say yes, chosen on validation: 'youden',
+    'sensitivity=0.95', 'cost=5' (a missed case costs five false alarms), or 'none' for the likelier class."""
     coverage: float = 0.9
     """Share of cases whose truth is to be in the answered set of classes, run of grades or interval; 0 for no sets."""
     sets: str = "aps"

@@ -26,17 +26,22 @@ from histotl.learn.cohort import Cohort
 from histotl.learn.compare import Answered, answered, difference, estimates, mean_draws
 from histotl.learn.config import TrainConfig
 from histotl.learn.cross_config import CrossConfig
+from histotl.learn.fit import Fitted
 from histotl.learn.folder import check_folder
 from histotl.learn.model import Model
 from histotl.learn.predict import case_columns
 from histotl.learn.predictions import write_predictions
 from histotl.learn.split import fold_patients
 from histotl.learn.task import Task
-from histotl.learn.train import prepare, train_cohort
+from histotl.learn.together import Deal, fit_together, is_together
+from histotl.learn.train import completed, prepare, train_cohort
 from histotl.learn.trained import EVAL_ROWS, case_answers
 from histotl.learn.training_sets import Level
 
 SUMMARY_NAME = "crossval.json"
+
+ALL = ""
+"""Stands for all tasks where others stand for one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,16 +93,16 @@ def cross_validate(
     check_folder(out)
     store, level, cohort = prepare(table, features, tasks, config)
     cohort = _without_test(cohort)
-    cases, seeds, folders = cohort.cases, list[list[_Fold]](), list[Path]()
-    for number in range(cross.seeds):
-        seeded = replace(config, seed=config.seed + number)
-        place = fold_patients(cases.patients, cases.tasks, cases.targets, folds=cross.folds, seed=seeded.seed)
+    configs = [replace(config, seed=config.seed + number) for number in range(cross.seeds)]
+    dealt = [[cohort.with_splits(splits) for splits in _deal(cohort, seeded, cross)] for seeded in configs]
+    fitted = _fitted(cohort, dealt, store, level, config, cross, report)
+    seeds, folders = list[list[_Fold]](), list[Path]()
+    for number, seeded in enumerate(configs):
         seeds.append([])
-        for fold in range(cross.folds):
-            parts = {fold: "test", (fold + 1) % cross.folds: "val"}
-            dealt = cohort.with_splits([parts.get(each, "train") for each in place.tolist()])
-            seeds[-1].append(_run(dealt, store, level, seeded, fold))
+        for fold, of_fold in enumerate(dealt[number]):
             done, total = number * cross.folds + fold + 1, cross.seeds * cross.folds
+            own = {name: networks[done - 1] for name, networks in fitted.items()}
+            seeds[-1].append(_run(of_fold, store, level, seeded, fold, own))
             report(Step(stage="crossval", done=done, total=total, item=f"seed {seeded.seed}, fold {fold}"))
         folders.append(out / f"seed_{seeded.seed}")
         _write_seed(folders[-1], seeds[-1], features, seeded, cross)
@@ -110,6 +115,44 @@ def _without_test(cohort: Cohort) -> Cohort:
     if cohort.split_made:
         return cohort
     return cohort.subset(np.flatnonzero(np.array(cohort.cases.splits, dtype=object) != "test").astype(np.int64))
+
+
+def _deal(cohort: Cohort, config: TrainConfig, cross: CrossConfig) -> list[list[str]]:
+    """Split of every case for each fold of a seed: the fold is tested, the next one validates."""
+    cases = cohort.cases
+    place = fold_patients(cases.patients, cases.tasks, cases.targets, folds=cross.folds, seed=config.seed).tolist()
+    parts = [{fold: "test", (fold + 1) % cross.folds: "val"} for fold in range(cross.folds)]
+    return [[part.get(fold, "train") for fold in place] for part in parts]
+
+
+def _fitted(
+    cohort: Cohort,
+    dealt: Sequence[Sequence[Cohort]],
+    store: BagStore,
+    level: Level,
+    config: TrainConfig,
+    cross: CrossConfig,
+    report: Report,
+) -> dict[str, list[Fitted]]:
+    """Networks of all folds, seed by seed, where they are trained together: of all tasks (""), and of each alone."""
+    deals = [
+        Deal(splits=of_fold.cases.splits, seed=config.seed + number)
+        for number, folds in enumerate(dealt)
+        for of_fold in folds
+    ]
+    wanted = {ALL: cohort} | {task.name: cohort.of_task(task) for task in _alone(cohort, config)}
+    aggregator = config.aggregator if level == "slide" else ""
+    return {
+        name: fit_together(part, deals, store, level, config, report)
+        for name, part in wanted.items()
+        if is_together(cross.together, config, aggregator, part.cases.tasks)
+    }
+
+
+def _alone(cohort: Cohort, config: TrainConfig) -> tuple[Task, ...]:
+    """Tasks that are also trained alone."""
+    tasks = cohort.cases.tasks
+    return tuple(task for task in tasks if not task.is_helper) if config.compare_single and len(tasks) > 1 else ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -131,9 +174,18 @@ class _Fold:
     single: dict[str, Answered]
 
 
-def _run(cohort: Cohort, store: BagStore, level: Level, config: TrainConfig, fold: int) -> _Fold:
-    """Train on a cohort whose test cases are the fold, and answer for them."""
-    model = train_cohort(cohort, store, level, config, {}).model
+def _run(
+    cohort: Cohort, store: BagStore, level: Level, config: TrainConfig, fold: int, fitted: Mapping[str, Fitted]
+) -> _Fold:
+    """Answer for the fold's cases, the test cases of a cohort, by networks trained before or here."""
+
+    def model_of(part: Cohort, config: TrainConfig, name: str) -> Model:
+        done = fitted.get(name)
+        if done is None:
+            return train_cohort(part, store, level, config, {}).model
+        return completed(done, part, store, level, config, {}).model
+
+    model = model_of(cohort, config, ALL)
     rows = cohort.cases.in_split("test")
     bags, frames, done = cohort.bags.subset(rows), [], 0
     for chunk in bags.chunks(EVAL_ROWS):
@@ -144,8 +196,8 @@ def _run(cohort: Cohort, store: BagStore, level: Level, config: TrainConfig, fol
     answers = case_answers(model, bags)
     multi = {task.name: answered(model, task, answers[task.name]) for task in model.tasks}
     single = {}
-    for task in model.tasks if config.compare_single and len(cohort.cases.tasks) > 1 else ():
-        alone = train_cohort(cohort.of_task(task), store, level, replace(config, ood=()), {}).model
+    for task in _alone(cohort, config):
+        alone = model_of(cohort.of_task(task), replace(config, ood=()), task.name)
         single[task.name] = answered(alone, task, case_answers(alone, bags)[task.name])
     return _Fold(rows=rows, frame=pd.concat(frames), model=model, multi=multi, single=single)
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from histotl.learn.conformal import Conformal, Kind, chances, fit_interval, fit_sets
-from histotl.learn.decision_rules import parse_rule, parse_sets
+from histotl.learn.decision_rules import Rule, parse_rule, parse_sets
 from histotl.learn.heads.base import Deciding, Spread
 from histotl.learn.labels import hard
 from histotl.learn.task import Task
@@ -18,6 +18,9 @@ from histotl.learn.thresholds import Threshold, choose_threshold
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+
+LABEL_FROM = 0.5
+"""Least probability of a label that is answered, where no threshold was chosen."""
 
 SET, LOW, HIGH = ":set", ":low", ":high"
 """Ends of the names of columns with sets of classes (joined by ``;``) and with the ends of intervals."""
@@ -30,10 +33,12 @@ class Decision:
     Args:
         threshold: Of a two-class task; None for the more probable class.
         conformal: Of its sets or intervals; None for none.
+        labels: Of each of several labels, None for one half; empty for one half for all.
     """
 
     threshold: Threshold | None = None
     conformal: Conformal | None = None
+    labels: tuple[Threshold | None, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
@@ -43,10 +48,16 @@ class Decision:
 def decision_from_dict(entry: Mapping[str, object]) -> Decision:
     """Inverse of :meth:`Decision.to_dict`."""
     threshold, conformal = (cast("dict[str, object] | None", entry[name]) for name in ("threshold", "conformal"))
+    labels = cast("list[dict[str, object] | None]", entry.get("labels", []))
     return Decision(
-        threshold=None if threshold is None else Threshold(**threshold),  # type: ignore[arg-type]
+        threshold=_threshold(threshold),
         conformal=None if conformal is None else Conformal(**conformal),  # type: ignore[arg-type]
+        labels=tuple(map(_threshold, labels)),
     )
+
+
+def _threshold(entry: dict[str, object] | None) -> Threshold | None:
+    return None if entry is None else Threshold(**entry)  # type: ignore[arg-type]
 
 
 def decide(task: Task, probabilities: Floats, decision: Decision | None = None) -> Ints:
@@ -56,6 +67,13 @@ def decide(task: Task, probabilities: Floats, decision: Decision | None = None) 
     if isinstance(task.head, Deciding):
         return task.head.decide(probabilities)
     return np.asarray(probabilities.argmax(axis=1), dtype=np.int64)
+
+
+def labels_of(probabilities: Floats, decision: Decision | None = None) -> npt.NDArray[np.bool_]:
+    """Which labels each row has (n, k): those from their thresholds on, else from one half on."""
+    found = () if decision is None else decision.labels
+    least = [LABEL_FROM if threshold is None else threshold.value for threshold in found]
+    return np.asarray(probabilities >= (np.array(least) if least else LABEL_FROM))
 
 
 def fit_decisions(
@@ -84,10 +102,17 @@ def fit_decisions(
     Returns:
         Task name -> decision; and task name -> what a user must know of it.
     """
-    found, notes = {}, {}
+    found: dict[str, Decision] = {}
+    notes: dict[str, str] = {}
     for task in tasks:
-        if task.nature.answers not in ("classes", "number"):
-            continue  # labels and risks have neither thresholds nor sets here
+        if task.nature.answers == "risk":
+            continue
+        if task.nature.answers == "labels":
+            if threshold != "none":
+                decision, note = _of_labels(task, parse_rule(threshold), answers[task.name], targets[task.name])
+                found[task.name] = decision
+                notes |= {task.name: note} if note else {}
+            continue  # sets of sets of labels are not made
         target = hard(targets[task.name])
         known = np.flatnonzero(~np.isnan(target)).tolist()
         values, truth = answers[task.name][known], target[known]
@@ -110,6 +135,17 @@ def fit_decisions(
         if said:
             notes[task.name] = "; ".join(said)
     return found, notes
+
+
+def _of_labels(task: Task, rule: Rule, values: Floats, target: Floats) -> tuple[Decision, str]:
+    """A threshold for each label with cases enough of both kinds, and which labels have none."""
+    known = ~np.isnan(target)
+    labels = tuple(
+        choose_threshold(rule, values[known[:, c], c], target[known[:, c], c] == 1) for c in range(task.n_classes)
+    )
+    few = [name for name, threshold in zip(task.classes, labels, strict=True) if threshold is None]
+    note = f"too few validation cases with or without {', '.join(few)} to choose a threshold by {rule}: one half"
+    return Decision(labels=labels), note if few else ""
 
 
 def set_columns(

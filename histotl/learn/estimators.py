@@ -23,9 +23,10 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from histotl.core.errors import TableError, UsageError
-from histotl.learn.columns import LABEL_FROM, answer_columns
+from histotl.learn.columns import answer_columns
 from histotl.learn.concordance import concordance
 from histotl.learn.config import TrainConfig
+from histotl.learn.decisions import labels_of
 from histotl.learn.in_memory import CLASS, Cases, Floats, answers_of, bags_of, class_task, classes_of, fit_model
 from histotl.learn.labels import hard, known_rows
 from histotl.learn.task import Task, check_names
@@ -104,7 +105,8 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
     def _score_of(self, task: Task, values: Floats, target: Floats) -> float:
         if task.nature.answers == "labels":
             known = ~np.isnan(target)
-            return float(((values >= LABEL_FROM) == (target == 1))[known].mean())
+            found = labels_of(values, self.model_.decisions.get(task.name))
+            return float((found == (target == 1))[known].mean())
         rows = known_rows(target)
         values, target = values[rows], target[rows]
         if task.nature.answers == "risk":

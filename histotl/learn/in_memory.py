@@ -11,11 +11,10 @@ import numpy.typing as npt
 
 from histotl.core.errors import TableError, UsageError
 from histotl.learn.bags import Bags, BagStore
-from histotl.learn.calibrate import calibrate
+from histotl.learn.calibrate import calibrate, stated
 from histotl.learn.config import TrainConfig
 from histotl.learn.finishing import finished, without_auxiliary
 from histotl.learn.fit import Labelled, fit
-from histotl.learn.labels import hard
 from histotl.learn.model import Model
 from histotl.learn.rows import ArrayRows
 from histotl.learn.split import split_patients
@@ -117,8 +116,8 @@ def fit_model(
         extra={},
     )
     outputs = model.outputs(val.bags.gather(np.arange(len(val.bags), dtype=np.int64)))[0]
-    majority = {t.name: hard(val.targets[t.name]) for t in model.tasks if t.is_classification}
-    calibrated = calibrate(model.tasks, outputs, majority, config.calibration)
+    truth = {task.name: stated(task, val.targets[task.name]) for task in model.tasks}
+    calibrated = calibrate(model.tasks, outputs, truth, config.calibration)
     return without_auxiliary(replace(finished(model, train), calibrations=calibrated.calibrations))
 
 

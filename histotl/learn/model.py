@@ -42,7 +42,7 @@ class Answers:
     Args:
         tasks: Task name -> float64 (B, k) probabilities, or (B, 1 + extras): the number in units of the labels or the
             risk, and what the head adds to it.
-        uncalibrated: The same of classification tasks, before calibration.
+        uncalibrated: The same of tasks with classes or labels, before calibration.
         weights: float64 (N,), each tile's share in its bag, mean over members, or (N, t) where tasks differ in it; None
             where there is no such thing.
     """
@@ -113,7 +113,7 @@ class Model:
         found: dict[str, npt.NDArray[np.float64]] = {}
         for task in self.tasks:
             fact = self.facts[task.name]
-            if task.is_classification:
+            if task.classes:
                 calibration = self.calibrations.get(task.name, Temperature())
                 found[task.name] = calibration.probabilities(task, outputs[task.name])
             else:

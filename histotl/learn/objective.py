@@ -13,7 +13,7 @@ import torch
 
 from histotl.core.errors import TableError
 from histotl.learn.config import ClassBalance
-from histotl.learn.heads.base import Adjustable, Head, Joint, Layered, Learning, TaskFacts
+from histotl.learn.heads.base import Adjustable, Head, Joint, Layered, Learning, TaskFacts, is_joint
 from histotl.learn.labels import known_rows
 from histotl.learn.risk_set import RiskSet
 from histotl.learn.task import Task
@@ -62,7 +62,7 @@ class Objective:
         self._tensors = {name: (_tensor(fact.class_weight), _prior(fact.prior)) for name, fact in self.facts.items()}
         self._columns = _columns(self.tasks)
         self._training = {task.name: targets[task.name] for task in self.tasks}
-        self._risk_sets = {t.name: RiskSet(targets[t.name]) for t in self.tasks if _is_joint(t.head)}
+        self._risk_sets = {t.name: RiskSet(targets[t.name]) for t in self.tasks if is_joint(t.head)}
         self.priors = {task.name: self.facts[task.name].prior_loss / task.weight for task in tasks}
         self._main = {task.name for task in tasks if not task.is_helper}
 
@@ -224,14 +224,10 @@ def with_options(task: Task, head: Head) -> Task:
     return replace(task, options={k: v for k, v in given.items() if k in task.options or v != usual[k]})
 
 
-def _is_joint(head: Head) -> bool:
-    return isinstance(head, Joint) and head.joint
-
-
 def _columns(tasks: Sequence[Task]) -> dict[str, slice]:
     found, start = {}, 0
     for task in tasks:
-        width = task.n_targets + _is_joint(task.head)
+        width = task.n_targets + is_joint(task.head)
         found[task.name] = slice(start, start + width)
         start += width
     return found

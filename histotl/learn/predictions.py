@@ -4,13 +4,13 @@
 that gathered them). Classification tasks give ``<task>`` (the class) and ``<task>:<class>`` (probabilities that sum to
 1; with ``:uncalibrated`` behind it the one before calibration) and ``<task>:set`` (classes that hold the true one as
 often as training was asked for, joined by ``;``), ordinal ones also ``<task>:expected`` (mean grade, 0 = lowest).
-Several labels give ``<task>`` (those of 0.5 or more, joined by ``;``) and ``<task>:<label>``, regression ``<task>``
-with its spread in ``<task>:sd`` or ``<task>:q5`` and the ends ``<task>:low`` and ``<task>:high`` of a conformal
-interval, survival ``<task>`` (the risk, higher is earlier) and ``<task>:S(t)`` (no event until t). A task with a
-condition also has ``<task>:applies``, the probability that it applies, and ``<task>:<class>:joint``, that times the
-class's own. ``ood_score``, ``ood_p``, ``ood_flag`` and ``ood_<statistic>`` are the gate's, ``failure_score`` is the
-entropy of the first classification task, ``model_split`` the part that the row had in training (empty for rows that
-the model never saw).
+Several labels give ``<task>`` (those of 0.5 or more, or of their thresholds, joined by ``;``) and ``<task>:<label>``
+(also with ``:uncalibrated`` behind it), regression ``<task>`` with its spread in ``<task>:sd`` or ``<task>:q5`` and
+the ends ``<task>:low`` and ``<task>:high`` of a conformal interval, survival ``<task>`` (the risk, higher is earlier)
+and ``<task>:S(t)`` (no event until t). A task with a condition also has ``<task>:applies``, the probability that it
+applies, and ``<task>:<class>:joint``, that times the class's own. ``ood_score``, ``ood_p``, ``ood_flag`` and
+``ood_<statistic>`` are the gate's, ``failure_score`` is the entropy of the first classification task, ``model_split``
+the part that the row had in training (empty for rows that the model never saw).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from sklearn.metrics import roc_auc_score
 
-from histotl.learn.calibrate import P_MIN, negative_log_likelihood
+from histotl.learn.calibrate import entry_loss, negative_log_likelihood
 from histotl.learn.calibrators import Calibration, Temperature, averaged
 from histotl.learn.concordance import concordance
 from histotl.learn.decisions import Decision, decide
@@ -53,7 +53,7 @@ def validation_scores(
             truth = hard(target).astype(np.int64)
             found |= _classification(task, rows, truth, calibration, decisions.get(task.name))
         elif len(known) and task.nature.answers == "labels":
-            found |= _labels(averaged(task, rows), target)
+            found |= _labels(task, rows, target, calibrations.get(task.name, Temperature()))
         elif len(known):
             values, fact = averaged(task, rows), facts[task.name]
             answer = decoded(task.head, values, fact)[:, 0]
@@ -75,13 +75,13 @@ def _concordance(risk: Floats, target: Floats) -> dict[str, float]:
     return {"events": float(event.sum())} | ({} if np.isnan(found) else {"c_index": found})
 
 
-def _labels(p: Floats, target: Floats) -> dict[str, float]:
+def _labels(task: Task, rows: Sequence[torch.Tensor], target: Floats, calibration: Calibration) -> dict[str, float]:
     """Mean AUROC over labels with both kinds of rows, and the mean negative log-likelihood of an entry."""
+    p = calibration.probabilities(task, rows)
     known = ~np.isnan(target)
     both = [c for c in range(target.shape[1]) if len(np.unique(target[known[:, c], c])) == 2]
     areas = [roc_auc_score(target[known[:, c], c], p[known[:, c], c]) for c in both]
-    chosen = np.where(target == 1, p, 1 - p)[known]
-    found = {"nll": float(-np.log(np.maximum(chosen, P_MIN)).mean())}
+    found = {"nll": entry_loss(p, target), "nll_uncalibrated": entry_loss(averaged(task, rows), target)}
     return found | ({"auroc_macro": float(np.mean(areas))} if areas else {})
 
 

@@ -68,6 +68,8 @@ class Swept:
         facts: What its training labels said of each task.
         loss: Its least validation loss.
         history: One entry a look at the validation bags.
+        steps: Optimiser steps.
+        tasks: What is predicted, with the options that its training labels fixed.
     """
 
     network: Network
@@ -75,6 +77,8 @@ class Swept:
     facts: dict[str, TaskFacts]
     loss: float
     history: list[dict[str, object]]
+    steps: int
+    tasks: tuple[Task, ...]
 
 
 def can_sweep(config: TrainConfig, aggregator: str = "") -> bool:
@@ -154,7 +158,8 @@ def sweep(
         pooled=pooled,
     )
     share = len(learnt) / float(np.mean([len(entry.train) for entry in entries]))
-    finish = race.run(_widened(config, race.data, share), report)
+    widened = _widened(config, race.data, share)
+    finish = race.run(widened, report)
     race.stack.load(networks, finish.weights)
     found = {
         order[place]: Swept(
@@ -163,6 +168,8 @@ def sweep(
             facts=fold.objective.facts,
             loss=finish.losses[place],
             history=finish.histories[place],
+            steps=race.data.steps(widened),
+            tasks=fold.objective.tasks,
         )
         for number, fold in enumerate(folds)
         for place in range(fold.where.start, fold.where.stop)

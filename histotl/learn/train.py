@@ -17,7 +17,7 @@ from histotl.core.errors import TableError, UsageError
 from histotl.core.progress import Report, Step, silent
 from histotl.core.provenance import Provenance, file_digest
 from histotl.learn.bags import BagStore
-from histotl.learn.calibrate import calibrate
+from histotl.learn.calibrate import calibrate, stated
 from histotl.learn.calibrators import to_dict
 from histotl.learn.cohort import Cohort, build_cohort, label_counts
 from histotl.learn.compare import answered, difference
@@ -109,7 +109,8 @@ def train(
     comparison = _compare_single(trained, cohort, store, level, config, report)
     model = trained.model
     save_model(model, out)
-    _write_splits(cohort, model.id_column, out)
+    with atomic_path(out / SPLITS_NAME) as path:
+        cohort.split_table(model.id_column).to_csv(path, index=False)
     result = TrainResult(
         folder=out,
         level=level,
@@ -148,24 +149,46 @@ def train_cohort(
     Raises:
         TableError: A task has no labelled training row.
     """
-    train_set, val_set = (labelled_part(cohort, split, level, store, config) for split in ("train", "val"))
     start = _pretrained(store, level, config)
-    aggregator = choose_aggregator(config.aggregator, TrainConfig.aggregator, start) if level == "slide" else ""
     fitted = fit(
-        train_set,
-        val_set,
+        labelled_part(cohort, "train", level, store, config),
+        labelled_part(cohort, "val", level, store, config),
         tasks=cohort.cases.tasks,
         config=config,
-        aggregator=aggregator,
+        aggregator=choose_aggregator(config.aggregator, TrainConfig.aggregator, start) if level == "slide" else "",
         start=start,
         report=report,
         progress=progress,
     )
+    return completed(fitted, cohort, store, level, config, inputs, report)
+
+
+def completed(
+    fitted: Fitted,
+    cohort: Cohort,
+    store: BagStore,
+    level: Level,
+    config: TrainConfig,
+    inputs: Mapping[str, str],
+    report: Report = silent,
+) -> Trained:
+    """A model of trained networks: with its gate, calibrated, and with thresholds and sets.
+
+    Args:
+        fitted: The networks.
+        cohort: Cases with the splits that they were trained on.
+        store: Their features.
+        level: Whether rows or bags get answers.
+        config: Settings.
+        inputs: Name -> digest of what was read, for the model's provenance.
+        report: Told of what could not be calibrated or decided.
+    """
+    train_set, val_set = (labelled_part(cohort, split, level, store, config) for split in ("train", "val"))
     gate = _gate(cohort, store, config)
     model = finished(_model(cohort, store, level, config, fitted, gate, inputs), train_set)
     outputs = outputs_of(model, val_set.bags)
-    majority = {t.name: hard(val_set.targets[t.name]) for t in model.tasks if t.is_classification}
-    calibrated = calibrate(model.tasks, outputs, majority, config.calibration)
+    truth = {task.name: stated(task, val_set.targets[task.name]) for task in model.tasks}
+    calibrated = calibrate(model.tasks, outputs, truth, config.calibration)
     model = without_auxiliary(replace(model, calibrations=calibrated.calibrations))
     rows = cohort.cases.in_split("val")
     answers = case_answers(model, cohort.bags.subset(rows))
@@ -352,11 +375,6 @@ def _tell(report: Report, cohort: Cohort) -> None:
         if cohort.notes[what]:
             text += f"; {cohort.notes[what]} {what.replace('_', ' ')}"
     report(Step(stage="train", message=f"cases: {text}; split: {cohort.notes['split']}"))
-
-
-def _write_splits(cohort: Cohort, id_column: str, out: Path) -> None:
-    with atomic_path(out / SPLITS_NAME) as path:
-        cohort.split_table(id_column).to_csv(path, index=False)
 
 
 def _write_training(result: TrainResult, cohort: Cohort, trained: Trained, out: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from histotl.learn.calibrate import calibrate, fit_temperature, negative_log_likelihood
+from histotl.learn.calibrate import calibrate, entry_loss, fit_temperature, negative_log_likelihood
 from histotl.learn.calibrators import Isotonic, Temperature, Vector, averaged, from_dict, to_dict
 from histotl.learn.decisions import decide
 from histotl.learn.scores import entropy
@@ -125,3 +125,49 @@ def test_what_could_not_be_done_is_said() -> None:
     assert calibrate(TASKS[1:2], {"m": [outputs]}, {"m": target}, "none").calibrations == {}
     few = calibrate(TASKS[1:2], {"m": [outputs[:9]]}, {"m": target[:9]})
     assert "9 labelled validation rows, 10 needed" in few.notes["m"]
+
+
+LABELS = Task(name="found", kind="multilabel", columns=("a", "b", "c"))
+
+
+def labelled_entries(n: int, shift: float = 0.0) -> tuple[torch.Tensor, np.ndarray]:
+    """Outputs twice too large, moved by a shift a label, and labels of which a third is unknown."""
+    rng = np.random.default_rng(0)
+    right = rng.normal(size=(n, 3)) * 2
+    target = (rng.random((n, 3)) < 1 / (1 + np.exp(-right))).astype(float)
+    target[rng.random((n, 3)) < 1 / 3] = np.nan
+    return torch.from_numpy(right * 2 + shift * np.arange(1, 4)), target
+
+
+def test_labels_have_a_temperature_of_their_known_entries() -> None:
+    outputs, target = labelled_entries(8000)
+    assert fit_temperature(LABELS, [outputs], target) == pytest.approx(2.0, rel=0.05)
+    unknown = np.isnan(target)
+    other = outputs.clone()
+    other[torch.from_numpy(unknown)] = 50.0
+    assert fit_temperature(LABELS, [other], target) == fit_temperature(LABELS, [outputs], target)
+
+
+def test_each_label_has_its_own_scale_and_line() -> None:
+    outputs, target = labelled_entries(8000, shift=1.0)
+    found = calibrate([LABELS], {"found": [outputs]}, {"found": target}, "vector").calibrations["found"]
+    assert isinstance(found, Vector)
+    np.testing.assert_allclose(found.scale, 0.5, rtol=0.06)
+    np.testing.assert_allclose(found.shift, -0.5 * np.arange(1, 4), atol=0.12)
+    line = calibrate([LABELS], {"found": [outputs]}, {"found": target}, "isotonic").calibrations["found"]
+    assert isinstance(line, Isotonic)
+    p, known = line.probabilities(LABELS, [outputs]), ~np.isnan(target)
+    assert p.sum(axis=1).std() > 0.1, "labels do not share one probability"
+    for c in range(3):
+        for low, high in ((0.0, 0.3), (0.3, 0.7), (0.7, 1.0)):
+            inside = known[:, c] & (p[:, c] >= low) & (p[:, c] <= high)
+            assert target[inside, c].mean() == pytest.approx(p[inside, c].mean(), abs=0.03)
+
+
+@pytest.mark.parametrize("method", ["temperature", "vector", "isotonic"])
+def test_no_method_makes_labels_worse(method: str) -> None:
+    outputs, target = labelled_entries(1200, shift=0.5)
+    found = calibrate([LABELS], {"found": [outputs]}, {"found": target}, method).calibrations["found"]
+    before, after = averaged(LABELS, [outputs]), found.probabilities(LABELS, [outputs])
+    assert entry_loss(after, target) < entry_loss(before, target)
+    assert from_dict(json.loads(json.dumps(to_dict(found)))) == found

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import log_loss
 
 from histotl.cli.main import call
 from histotl.core.errors import LeakageError, TableError, UsageError
@@ -18,6 +19,7 @@ from histotl.learn import cross_validate as module
 from histotl.learn.bags import BagStore
 from histotl.learn.cohort import build_cohort
 from histotl.learn.compare import difference, mean_draws
+from histotl.learn.concordance import concordance
 from histotl.learn.config import TrainConfig
 from histotl.learn.cross_config import CrossConfig
 from histotl.learn.cross_validate import cross_validate
@@ -181,5 +183,29 @@ def test_the_difference_is_paired() -> None:
     assert np.quantile(alone, 0.975) - np.quantile(alone, 0.025) > 3 * (delta["high"] - delta["low"])
     same = difference(task, [model(1.0)], [model(1.0)], truth, patients, seed=0)["balanced_accuracy"]["delta"]
     assert (same["low"], same["high"]) == (0, 0)  # type: ignore[index]
-    truth[:] = np.nan
+    truth = np.full(n, np.nan)
     assert difference(task, [model(1.0)], [model(1.0)], truth, patients, seed=0) == {}
+
+
+def test_labels_and_risks_are_compared_too() -> None:
+    rng = np.random.default_rng(3)
+    n = 60
+    patients = [f"P{i // 2}" for i in range(n)]
+    decided = np.zeros(n, dtype=np.int64)
+    labels = Task(name="found", kind="multilabel", columns=("a", "b", "c"))
+    truth = (rng.random((n, 3)) < 0.4).astype(float)
+    truth[rng.random((n, 3)) < 0.3] = np.nan
+    truth[:4] = np.nan
+    good, poor = (np.clip(np.where(truth == 1, p, 1 - p), 0.01, 0.99) for p in (0.8, 0.6))
+    found = difference(labels, [(good, decided)], [(poor, decided)], truth, patients, seed=0)["nll_labels"]
+    known = ~np.isnan(truth)
+    assert found["multi"] == pytest.approx(log_loss(truth[known], good[known], labels=[0, 1]))
+    assert found["delta"]["high"] < 0  # type: ignore[index]
+
+    risk = Task(name="time", kind="survival", event="dead")
+    ends = np.stack([rng.exponential(size=n) + 0.1, (rng.random(n) < 0.6).astype(float)], axis=1)
+    right, wrong = -ends[:, :1], rng.normal(size=(n, 1))
+    found = difference(risk, [(right, decided)], [(wrong, decided)], ends, patients, seed=0)["c_index"]
+    assert found["multi"] == 1.0
+    assert found["single"] == pytest.approx(float(concordance(wrong[:, 0], ends[:, 0], ends[:, 1] > 0)))
+    assert found["delta"]["low"] > 0  # type: ignore[index]

@@ -85,7 +85,15 @@ def alone(labelled: Labelled, entry: Entry, entries: list[Entry], config: TrainC
     share = len(union) / np.mean([len(one.train) for one in entries])
     config = replace(config, batch_size=round(share * config.batch_size))
     loss, history = train_one(network, objective, data, check, config, rate=entry.rate, seed=config.seed)
-    return Swept(network=network.eval(), architecture=shapes, facts=objective.facts, loss=loss, history=history)
+    return Swept(
+        network=network.eval(),
+        architecture=shapes,
+        facts=objective.facts,
+        loss=loss,
+        history=history,
+        steps=data.steps(config),
+        tasks=objective.tasks,
+    )
 
 
 @pytest.mark.parametrize("aggregator", ["", "mean", ABMIL])

@@ -5,8 +5,9 @@ import pytest
 from sklearn.metrics import roc_curve
 
 from histotl.core.errors import UsageError
+from histotl.learn.columns import answer_columns
 from histotl.learn.decision_rules import parse_rule
-from histotl.learn.decisions import Decision, decide
+from histotl.learn.decisions import Decision, decide, decision_from_dict, fit_decisions, labels_of
 from histotl.learn.task import Task
 from histotl.learn.thresholds import choose_threshold
 
@@ -74,3 +75,29 @@ def test_rules_are_checked(text: str) -> None:
     with pytest.raises(UsageError, match="threshold is"):
         parse_rule(text)
     assert str(parse_rule("sensitivity = 0.95")) == "sensitivity=0.95"
+
+
+def test_each_label_has_its_own_threshold(scored: tuple[np.ndarray, np.ndarray]) -> None:
+    task = Task(name="found", kind="multilabel", columns=("a", "b", "c"))
+    p = np.stack([scored[0], scored[0] / 2, scored[0]], axis=1)
+    truth = np.stack([scored[1], scored[1], scored[1]], axis=1).astype(float)
+    truth[::2, 0] = np.nan
+    truth[5:, 2] = np.nan
+    ids = [f"S{i}" for i in range(len(p))]
+    settings = {"threshold": "youden", "coverage": 0.9, "sets": "aps"}
+    found, notes = fit_decisions((task,), {"found": p}, {"found": truth}, ids=ids, patients=ids, **settings)
+    decision = found["found"]
+    assert decision_from_dict(decision.to_dict()) == decision
+    first, second, third = decision.labels
+    assert third is None
+    assert notes["found"] == ("too few validation cases with or without c to choose a threshold by youden: one half")
+    assert second is not None
+    assert second == choose_threshold(parse_rule("youden"), p[:, 1], scored[1])
+    assert first == choose_threshold(parse_rule("youden"), p[1::2, 0], scored[1][1::2])
+    assert first is not None
+    least = np.array([first.value, second.value, 0.5])
+    np.testing.assert_array_equal(labels_of(p, decision), p >= least)
+    np.testing.assert_array_equal(labels_of(p), p >= 0.5)
+    columns = answer_columns((task,), {"found": p}, {}, decisions=found, ids=ids)
+    wanted = [";".join(n for n, has in zip("abc", row, strict=True) if has) or "none" for row in p >= least]
+    assert columns["found"].tolist() == wanted

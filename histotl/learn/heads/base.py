@@ -136,6 +136,11 @@ class Joint(Protocol):
         """The loss of the rows, a scalar; None where they say nothing, such as without any event."""
 
 
+def is_joint(head: Head) -> bool:
+    """Whether the head has one loss of all rows together."""
+    return isinstance(head, Joint) and head.joint
+
+
 @runtime_checkable
 class Decoding(Protocol):
     """A head whose averaged probabilities are not yet answers, or that answers with more than one column."""
