@@ -6,6 +6,7 @@ Through HDF5's own handles: h5py's attribute objects cost more than all the rest
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TypeAlias
 
 import h5py
@@ -78,9 +79,13 @@ def set_attributes(owner: Owner, values: Mapping[str, AttributeValue]) -> None:
     """Write attributes: text as variable-length UTF-8, whole numbers as int64, others as float64."""
     for name, value in values.items():
         if isinstance(value, str):
-            _set(owner, name, np.array(value, dtype=h5py.string_dtype("utf-8")))
+            text = np.array(value, dtype=h5py.string_dtype("utf-8"))
+            # What stands in memory is a Python object: h5py has a type of its own for that.
+            _make(owner, name, _text_kind(None), ()).write(text)
         else:
-            _set(owner, name, np.asarray(value, np.int64 if isinstance(value, int | np.integer) else np.float64))
+            number = np.asarray(value, np.int64 if isinstance(value, int | np.integer) else np.float64)
+            kind = h5py.h5t.NATIVE_INT64 if number.dtype == np.int64 else h5py.h5t.NATIVE_DOUBLE
+            _make(owner, name, kind, number.shape).write(number, mtype=kind)
 
 
 def set_own_attributes(owner: Owner, values: Mapping[str, AttributeValue]) -> None:
@@ -90,16 +95,27 @@ def set_own_attributes(owner: Owner, values: Mapping[str, AttributeValue]) -> No
     """
     for name, value in values.items():
         if isinstance(value, str):
-            data = value.encode()
-            _set(owner, name, np.array(data, dtype=h5py.string_dtype("utf-8", max(1, len(data)))))
+            data = value.encode() or b"\0"
+            kind = _text_kind(len(data))
+            _make(owner, name, kind, ()).write(np.array(data, f"S{len(data)}"), mtype=kind)
         else:
             set_attributes(owner, {name: value})
 
 
-def _set(owner: Owner, name: str, value: npt.NDArray[np.generic]) -> None:
+def _make(owner: Owner, name: str, kind: h5py.h5t.TypeID, shape: tuple[int, ...]) -> h5py.h5a.AttrID:
+    """A new attribute, in place of an older one of that name."""
     key = name.encode()
     if h5py.h5a.exists(owner, key):
         h5py.h5a.delete(owner, key)
-    kind = h5py.h5t.py_create(value.dtype, logical=True)
-    space = h5py.h5s.create(h5py.h5s.SCALAR) if value.ndim == 0 else h5py.h5s.create_simple(value.shape)
-    h5py.h5a.create(owner, key, kind, space).write(value)
+    return h5py.h5a.create(owner, key, kind, _space(shape))
+
+
+# Making a type and a space costs as much as the attribute itself, and a file has fifty.
+@lru_cache(maxsize=256)
+def _text_kind(length: int | None) -> h5py.h5t.TypeID:
+    return h5py.h5t.py_create(h5py.string_dtype("utf-8", length), logical=True)
+
+
+@lru_cache(maxsize=16)
+def _space(shape: tuple[int, ...]) -> h5py.h5s.SpaceID:
+    return h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR)
