@@ -116,10 +116,11 @@ def fit_model(
         gate=None,
         extra={},
     )
+    model = finished(model, train)
     outputs = model.outputs(val.bags.gather(np.arange(len(val.bags), dtype=np.int64)))[0]
     majority = {t.name: hard(val.targets[t.name]) for t in model.tasks if t.is_classification}
     calibrated = calibrate(model.tasks, outputs, majority, config.calibration)
-    return without_auxiliary(replace(finished(model, train), calibrations=calibrated.calibrations))
+    return without_auxiliary(replace(model, calibrations=calibrated.calibrations))
 
 
 def answers_of(model: Model, X: Cases) -> dict[str, Floats]:
