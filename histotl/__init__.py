@@ -23,6 +23,7 @@ _EXPORTS = {
     "MILClassifier": "histotl.learn.estimators",
     "MultiTaskEstimator": "histotl.learn.estimators",
     "PredictConfig": "histotl.learn.config",
+    "RetrieveConfig": "histotl.learn.retrieve_config",
     "StainConfig": "histotl.evaluate.stain.config",
     "Task": "histotl.learn.task",
     "TileConfig": "histotl.embed.config",
@@ -40,6 +41,7 @@ _EXPORTS = {
     "open_slide": "histotl.wsi.slide",
     "predict": "histotl.learn.predict",
     "register": "histotl.core.registry",
+    "retrieve": "histotl.learn.retrieval",
     "tile_slides": "histotl.embed.tile",
     "train": "histotl.learn.train",
 }

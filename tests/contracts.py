@@ -27,7 +27,17 @@ from histotl.learn._trainer import Data, make_batch, start_stepper
 from histotl.learn.balancing.base import GramianRule, LossRule, Setting
 from histotl.learn.config import TrainConfig
 from histotl.learn.explain.base import Question, for_questions
-from histotl.learn.heads.base import Decoding, Finishing, Joint, Layered, Learning, TaskFacts, decoded
+from histotl.learn.heads.base import (
+    Comparing,
+    Decoding,
+    Finishing,
+    Joint,
+    Layered,
+    Learning,
+    Recalling,
+    TaskFacts,
+    decoded,
+)
 from histotl.learn.network import Architecture, Network
 from histotl.learn.objective import Objective
 from histotl.learn.sharing.base import SharingShape
@@ -241,6 +251,10 @@ def check_head(name: str) -> None:
         torch.manual_seed(0)
         outputs = torch.randn(40, head.n_outputs(classes), dtype=torch.float64, requires_grad=True)
         _check_losses(head, outputs, target)
+        if isinstance(head, Comparing):
+            _check_compared(head, outputs.detach(), target)
+        if isinstance(head, Recalling):
+            _check_recall(head, outputs.detach(), torch.eye(classes, dtype=torch.float64)[target])
         values = head.probabilities(outputs).detach()
         assert len(values) == 40
         if nature.answers in ("classes", "labels"):
@@ -277,6 +291,35 @@ def _check_losses(head: Any, outputs: torch.Tensor, target: torch.Tensor) -> Non
     assert torch.isfinite(extreme).all(), "large outputs overflow"
     extreme.sum().backward()
     assert torch.isfinite(large.grad).all(), "the gradient of large outputs overflows"
+
+
+def _check_compared(head: Any, outputs: torch.Tensor, target: torch.Tensor) -> None:
+    order = torch.randperm(len(target))
+    for scale in (1.0, 1e3):
+        rows = (outputs * scale).requires_grad_()
+        losses = head.compared(rows, target, None)
+        assert losses.shape == (len(target),), "the loss is one number a row"
+        assert torch.isfinite(losses).all(), "large outputs overflow"
+        losses.sum().backward()
+        assert torch.isfinite(rows.grad).all(), "the gradient of large outputs overflows"
+        again = head.compared(rows[order], target[order], None)
+        assert torch.allclose(again, losses[order], atol=1e-9), "the order of rows matters"
+    assert torch.isfinite(head.compared(outputs[:1], target[:1], None)).all(), "one row alone must do"
+
+
+def _check_recall(head: Any, outputs: torch.Tensor, votes: torch.Tensor) -> None:
+    told, rows = head.kept(30)
+    assert create("head", canonical(told)) == told, "what was kept must be options"
+    module = told.recall(outputs.shape[1]).double()
+    module.fill(outputs[rows], votes[rows], torch.from_numpy(rows), None)
+    answers = module(outputs[30:])
+    assert answers.shape == (10, told.n_outputs(votes.shape[1]))
+    p = told.probabilities(answers)
+    assert p.shape == (10, votes.shape[1])
+    assert torch.allclose(p.sum(1), torch.ones(10, dtype=torch.float64)), "probabilities do not sum to 1"
+    other = told.recall(outputs.shape[1]).double()
+    other.load_state_dict(module.state_dict())
+    assert torch.equal(other(outputs[30:]), answers), "a file of the rows gives other answers"
 
 
 TASKS = (("type", 3), ("dysplasia", 1))

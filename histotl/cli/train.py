@@ -35,7 +35,7 @@ def train(
         features: Output folder of embed.
         out_folder: Folder for the model.
         task: A task as text, such as "dysplasia: binary(column='grade', classes=('no','yes'))"; repeat for more. Kinds:
-            binary, multiclass, ordinal, regression.
+            binary, multiclass, multilabel, ordinal, regression, survival, embedding.
         tasks: TOML file with [[task]] or [tasks.NAME] tables, instead of --task.
         config: The recipe.
         dry_run: Make every check and print how many labels there are, and train nothing.

@@ -175,11 +175,12 @@ def column_name(task: str, name: str, method: str) -> str:
 
 
 def _readouts(model: Model, wanted: Sequence[str]) -> dict[str, Readout]:
-    outputs, tasks = dict(model.architecture.outputs), {task.name: task for task in model.tasks}
+    tasks = {task.name: task for task in model.tasks}
     for name in wanted:
         if name not in tasks:
             raise UsageError(f"the model has no task {name!r}", hint=f"it has: {', '.join(tasks)}")
-    return {name: readout_of(task, outputs[name]) for name, task in tasks.items() if not wanted or name in wanted}
+    asked = [task for name, task in tasks.items() if not wanted or name in wanted]
+    return {task.name: readout_of(task, task.head.n_outputs(task.n_classes)) for task in asked}
 
 
 def _compare(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from histotl.core.device import choose_device
@@ -35,10 +36,12 @@ class Labelled:
     Args:
         bags: B bags.
         targets: Task name -> (B,) class indices or numbers, or several columns (B, c), NaN where missing.
+        owner: int64 (B,): number of the case that each bag is of; None where each is a case.
     """
 
     bags: Bags
     targets: Targets
+    owner: npt.NDArray[np.int64] | None = None
 
     def known(self) -> Labelled:
         """Without the bags that have no label at all: they must not shape batches or input statistics."""
@@ -48,7 +51,11 @@ class Labelled:
         if some.all():
             return self
         keep = np.flatnonzero(some).astype(np.int64)
-        return Labelled(bags=self.bags.subset(keep), targets={n: t[keep] for n, t in self.targets.items()})
+        return Labelled(
+            bags=self.bags.subset(keep),
+            targets={n: t[keep] for n, t in self.targets.items()},
+            owner=None if self.owner is None else self.owner[keep],
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -120,7 +127,7 @@ def fit(
         start.put(first)
     if not first.pools_first:
         # The looks at val during training need no more tiles than training itself; prediction uses all.
-        val = Labelled(bags=val.bags.thinned(config.max_tiles, config.seed), targets=val.targets)
+        val = replace(val, bags=val.bags.thinned(config.max_tiles, config.seed))
     data, check = _prepare(first, train, objective, device), _prepare(first, val, objective, device)
     if first.pools_first and aggregator:
         set_bag_scale(first, data.vectors())
@@ -153,9 +160,7 @@ def _placed(train: Labelled, val: Labelled, device: torch.device) -> tuple[Label
         key: on_device(source, np.concatenate([some.rows for some in bags if some.source is source]), device)
         for key, source in sources.items()
     }
-    first, second = (
-        Labelled(bags=part.bags.at(places[id(part.bags.source)]), targets=part.targets) for part in (train, val)
-    )
+    first, second = (replace(part, bags=part.bags.at(places[id(part.bags.source)])) for part in (train, val))
     return first, second
 
 

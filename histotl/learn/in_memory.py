@@ -115,10 +115,11 @@ def fit_model(
         gate=None,
         extra={},
     )
+    model = finished(model, train)
     outputs = model.outputs(val.bags.gather(np.arange(len(val.bags), dtype=np.int64)))[0]
     truth = {task.name: stated(task, val.targets[task.name]) for task in model.tasks}
     calibrated = calibrate(model.tasks, outputs, truth, config.calibration)
-    return without_auxiliary(replace(finished(model, train), calibrations=calibrated.calibrations))
+    return without_auxiliary(replace(model, calibrations=calibrated.calibrations))
 
 
 def answers_of(model: Model, X: Cases) -> dict[str, Floats]:

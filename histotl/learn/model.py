@@ -211,10 +211,14 @@ def _build(meta: dict[str, object], tensors: dict[str, torch.Tensor]) -> Model:
     entry = cast("dict[str, dict[str, object]]", meta)
     shapes = entry["architecture"]
     outputs = tuple((str(name), int(n)) for name, n in cast("list[tuple[str, int]]", shapes["outputs"]))
-    heads = tuple((str(name), str(spec)) for name, spec in cast("list[tuple[str, str]]", shapes.get("heads", [])))
+    heads, recalls = (
+        tuple((str(name), str(spec)) for name, spec in cast("list[tuple[str, str]]", shapes.get(key, [])))
+        for key in ("heads", "recalls")
+    )
     dropped = tuple(str(name) for name in cast("list[str]", shapes.get("dropped", [])))
     shapes.pop("adversaries", None)  # they are dropped before a model is saved
-    architecture = Architecture(**shapes | {"outputs": outputs, "heads": heads, "dropped": dropped})  # type: ignore[arg-type]
+    plain = {"outputs": outputs, "heads": heads, "recalls": recalls, "dropped": dropped}
+    architecture = Architecture(**shapes | plain)  # type: ignore[arg-type]
     members = []
     for i in range(cast("int", meta["members"])):
         network = Network(architecture)

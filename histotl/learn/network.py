@@ -13,7 +13,8 @@ from torch import nn
 from histotl.core.errors import UsageError
 from histotl.core.registry import create
 from histotl.learn.aggregators.base import Aggregated, Aggregator, AggregatorModule, Judge, Outputs, Supervised
-from histotl.learn.heads.base import Layered
+from histotl.learn.heads.base import Layered, Recalling
+from histotl.learn.recall import Recall
 from histotl.learn.reversal import reverse_gradient
 from histotl.learn.seeds import own_seed, seeded
 from histotl.learn.sharing.base import Sharing, SharingModule, SharingShape
@@ -33,6 +34,7 @@ class Architecture:
         heads: (task name, spec of its head) of the tasks whose head builds its own layer.
         dropped: Tasks that helped to learn and have no layer any more.
         adversaries: (task name, strength) of tasks whose gradient is reversed before what is shared.
+        recalls: (task name, spec of its head) of tasks that are answered by training rows which the network keeps.
     """
 
     in_dim: int
@@ -44,6 +46,7 @@ class Architecture:
     heads: tuple[tuple[str, str], ...] = ()
     dropped: tuple[str, ...] = ()
     adversaries: tuple[tuple[str, float], ...] = ()
+    recalls: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +98,8 @@ class Network(nn.Module):
                     for name, n in architecture.outputs
                 ]
             )
+            recalls = dict(architecture.recalls)
+            self.recalls = nn.ModuleList([_recall(n, recalls.get(name, "")) for name, n in architecture.outputs])
         self._adversaries = dict(architecture.adversaries)
         self.answered = tuple(name for name in self.names if name not in architecture.dropped)
         self.register_buffer("mean", torch.zeros(architecture.in_dim))
@@ -129,7 +134,15 @@ class Network(nn.Module):
         layers = dict(zip(self.names, self.heads, strict=True))
         for name, strength in self._adversaries.items():
             own[name] = reverse_gradient(own[name], strength)
-        return {name: layers[name](own[name]) for name in self.answered}
+        return {name: self._recalled(name, layers[name](own[name])) for name in self.answered}
+
+    def recall(self, task: str) -> Recall | None:
+        """The training rows that answer for a task; None where the outputs of its layer are the answer."""
+        found = self.recalls[self.names.index(task)]
+        return found if isinstance(found, Recall) else None
+
+    def _recalled(self, task: str, outputs: torch.Tensor) -> torch.Tensor:
+        return cast("torch.Tensor", self.recalls[self.names.index(task)](outputs))
 
     def bias(self, task: str) -> torch.Tensor:
         """(o,): what the task's linear layer adds."""
@@ -141,7 +154,7 @@ class Network(nn.Module):
 
     def respond(self, pooled: Aggregated, common: torch.Tensor | None = None) -> Output:
         """Outputs from what :meth:`pool` made; ``common``, where given, takes the place of :meth:`common` of it."""
-        direct = dict(pooled.direct)
+        direct = {name: self._recalled(name, answer) for name, answer in pooled.direct.items()}
         if direct.keys() & self._adversaries.keys():
             cure = "use another aggregator, or drop adversary="
             raise UsageError("an aggregator that answers by itself has no shared vector to turn against", hint=cure)
@@ -187,6 +200,11 @@ def _sharing(width: int, architecture: Architecture, seed: int) -> SharingModule
     names = tuple(name for name, _ in architecture.outputs)
     shape = SharingShape(width=width, hidden=architecture.hidden, dropout=architecture.dropout, names=names, seed=seed)
     return maker.build(shape)
+
+
+def _recall(outputs: int, spec: str) -> nn.Module:
+    """Empty room for training rows, or nothing."""
+    return cast("Recalling", create("head", spec)).recall(outputs) if spec else nn.Identity()
 
 
 def _head(width: int, outputs: int, name: str, seed: int, spec: str) -> nn.Module:

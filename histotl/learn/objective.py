@@ -13,7 +13,7 @@ import torch
 
 from histotl.core.errors import TableError
 from histotl.learn.config import ClassBalance
-from histotl.learn.heads.base import Adjustable, Head, Joint, Layered, Learning, TaskFacts, is_joint
+from histotl.learn.heads.base import Adjustable, Comparing, Head, Joint, Layered, Learning, TaskFacts, is_joint
 from histotl.learn.labels import known_rows
 from histotl.learn.risk_set import RiskSet
 from histotl.learn.task import Task
@@ -153,6 +153,8 @@ class Objective:
         if task.is_classification and known.ndim == 1:
             known = known.long()
         rows = head.row_losses(outputs, known, weight)
+        if isinstance(head, Comparing):
+            rows = rows + head.compared(outputs, known, weight)
         return rows[~torch.isnan(target)].mean() if task.nature.answers == "labels" else rows.mean()
 
     def total(self, losses: Mapping[str, torch.Tensor]) -> torch.Tensor:

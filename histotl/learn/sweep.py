@@ -63,7 +63,8 @@ class Swept:
     """What an entry became.
 
     Args:
-        network: In evaluation mode, on the CPU; weights of the checkpoint of least validation loss.
+        network: In evaluation mode, on the CPU; weights of the checkpoint of least validation loss. Tasks that answer
+            by training rows keep none yet (:func:`histotl.learn.finishing.finished`).
         architecture: Its shapes.
         facts: What its training labels said of each task.
         loss: Its least validation loss.

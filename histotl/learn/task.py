@@ -56,17 +56,17 @@ class Task:
     Args:
         name: Name in every output; letters, digits, ``_ . -``.
         kind: The name of a head: ``binary``, ``multiclass``, ``multilabel``, ``ordinal``, ``regression``,
-            ``survival``, or one of your own.
+            ``survival``, ``embedding``, or one of your own.
         column: Column of the label table; the task's name when empty. Labels of a multilabel task stand in it joined
             by ``;`` (``none`` for none of them); of a survival task it is the time.
-        classes: Class names in order. Binary: negative, then positive. Ordinal: lowest first. Multiclass and
-            multilabel: may be empty, and are then every value found, sorted. Regression and survival: none.
+        classes: Class names in order. Binary: negative, then positive. Ordinal: lowest first. Multiclass,
+            embedding and multilabel: may be empty, and are then every value found, sorted. Regression, survival: none.
         map: Column value -> class name (or number), None for missing. The key ``*`` stands for all values not named;
             without it they pass through as they are. Of several labels in a cell each is mapped, and None drops it.
         weight: Factor of the task's loss in the joint loss.
         columns: Multilabel: one column a label with 1 or 0, empty where that label is unknown; in place of ``column``.
-        votes: Binary and multiclass: one column a class with its votes, as counts or shares, in place of ``column``.
-            The shares are the targets of a soft cross-entropy; results are measured against the majority.
+        votes: Binary, multiclass and embedding: one column a class with its votes, as counts or shares, in place of
+            ``column``. The shares are the targets of a soft cross-entropy; results are measured against the majority.
         event: Survival: column with 1 where the event was seen, 0 where the time is that of the last look.
         applies_if: Condition on another task's class, such as ``histotype in ('TA', 'TVA')``; elsewhere the label
             counts as missing. Answers are then those for cases to which the task applies.

@@ -28,8 +28,10 @@ from histotl.learn.fit import Fitted, fit
 from histotl.learn.folder import check_folder
 from histotl.learn.gate import Gate
 from histotl.learn.gate_fit import fit_gate
+from histotl.learn.heads.base import Recalling
 from histotl.learn.labels import hard
 from histotl.learn.model import Model, save_model
+from histotl.learn.neighbours import TRAIN_CASES
 from histotl.learn.pretrained import Pretrained, choose_aggregator, load_aggregator
 from histotl.learn.resume import Progress
 from histotl.learn.scores import validation_scores
@@ -330,11 +332,20 @@ def _model(
             "label_counts": label_counts(cohort.cases),
             "priors": priors,
             "notes": cohort.notes,
+            TRAIN_CASES: _train_cases(cohort, fitted.tasks),
             "views": None if store.views is None else asdict(store.views),
             "card": None if store.card is None else asdict(store.card),
             "provenance": asdict(provenance),
         },
     )
+
+
+def _train_cases(cohort: Cohort, tasks: Sequence[Task]) -> dict[str, list[str]] | None:
+    """Names and patients of the training cases, where a task keeps their rows as evidence."""
+    if not any(isinstance(task.head, Recalling) and not task.is_helper for task in tasks):
+        return None
+    cases, rows = cohort.cases, cohort.cases.in_split("train").tolist()
+    return {"ids": [cases.ids[row] for row in rows], "patients": [cases.patients[row] for row in rows]}
 
 
 def _compare_single(

@@ -24,7 +24,7 @@ def labelled_part(cohort: Cohort, split: str, level: Level, store: BagStore, con
     if level == "slide" or store.kind == "patches":
         return Labelled(bags=bags, targets=targets)
     tiles, owner = bags.tiles(config.max_tiles, config.seed)
-    return Labelled(bags=tiles, targets={name: target[owner] for name, target in targets.items()})
+    return Labelled(bags=tiles, targets={name: target[owner] for name, target in targets.items()}, owner=owner)
 
 
 def training_key(cohort: Cohort, store: BagStore, level: Level, config: TrainConfig) -> str:

@@ -83,8 +83,8 @@ def _class_facts(task: Task, known: Floats, head: Head, balance: ClassBalance) -
     return TaskFacts(
         counts=tuple(counts.tolist()),
         class_weight=tuple(weights.tolist()) if balance in ("balanced", "effective") else (),
-        # One class only has no entropy; its loss then counts in nats.
-        prior_loss=exact if entropy else 1.0,
+        # One class only has no entropy, and a head may have no loss a row; what it learns by then counts in nats.
+        prior_loss=exact if entropy and exact > 0 else 1.0,
         prior=tuple(prior.tolist()),
         implied=tuple(implied.tolist()),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -58,7 +58,14 @@ def folds(n: int, seeds: int = 2) -> list[Entry]:
     ]
 
 
-def alone(labelled: Labelled, entry: Entry, entries: list[Entry], config: TrainConfig, shapes: Architecture) -> Swept:
+def alone(
+    labelled: Labelled,
+    entry: Entry,
+    entries: list[Entry],
+    config: TrainConfig,
+    shapes: Architecture,
+    tasks: Sequence[Task] = TASKS,
+) -> Swept:
     """One entry by the loop of ordinary training, on the same steps: labels of others' bags are missing."""
     bags = labelled.bags
 
@@ -67,7 +74,7 @@ def alone(labelled: Labelled, entry: Entry, entries: list[Entry], config: TrainC
         return {name: np.where(mine, values, np.nan) for name, values in labelled.targets.items()}
 
     learnt, looked = masked(entry.train), masked(entry.val)
-    objective = Objective(TASKS, learnt)
+    objective = Objective(tasks, learnt)
     network = Network(shapes, entry.seed)
     mean, std = tile_scales(bags.subset(entry.train), np.ones((1, len(entry.train)), dtype=bool))
     set_tile_scale(network, mean[0], std[0])
@@ -122,6 +129,18 @@ def test_together_is_alone(aggregator: str, quick: TrainConfig) -> None:
         for task in TASKS:
             torch.testing.assert_close(one[task.name], other[task.name], rtol=1e-3, atol=1e-3)
     assert len({found.loss for found in together}) == len(entries)
+
+
+def test_rows_that_learn_from_one_another_meet_those_of_their_own_entry(quick: TrainConfig) -> None:
+    labelled, entries = cohort([1] * 40), folds(40)
+    tasks = [Task(name="type", kind="embedding", classes=("a", "b", "c"), options={"width": 4})]
+    config = replace(quick, batch_size=8)
+    for entry, found in zip(entries, sweep(labelled, entries, tasks=tasks, config=config), strict=True):
+        wanted = alone(labelled, entry, entries, config, found.architecture, tasks)
+        assert found.loss == pytest.approx(wanted.loss, rel=1e-3)
+        state = wanted.network.state_dict()
+        for name, value in found.network.state_dict().items():
+            torch.testing.assert_close(value, state[name], rtol=1e-2, atol=2e-3)
 
 
 def test_bags_of_neither_part_change_nothing(quick: TrainConfig) -> None:

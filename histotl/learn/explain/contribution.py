@@ -30,6 +30,8 @@ class Contribution:
     def scores(self, question: Question) -> torch.Tensor:
         """See :class:`histotl.learn.explain.base.Explainer`."""
         pooled, task = question.pooled(), question.task
+        if question.network.recall(task) is not None:
+            raise _not_exact("the answer is a vote of training rows")
         if task in pooled.parts:
             return pooled.parts[task] @ question.readout
         if task in pooled.direct or pooled.values is None or pooled.weights is None:

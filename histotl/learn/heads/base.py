@@ -7,8 +7,8 @@ of each labelled row is, and how outputs become answers.
 
 All other code asks a head for its :class:`Nature`, never for its name, so that a head in a file of your own is trained,
 predicted and evaluated like those here. What only some heads need is a protocol of its own: :class:`Layered`,
-:class:`Learning`, :class:`Joint`, :class:`Decoding`, :class:`Deciding`, :class:`Adjustable`, :class:`Finishing`,
-:class:`Spread`.
+:class:`Learning`, :class:`Joint`, :class:`Comparing`, :class:`Decoding`, :class:`Deciding`, :class:`Adjustable`,
+:class:`Finishing`, :class:`Recalling`, :class:`Spread`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from histotl.learn.recall import Recall
+
 Answer = Literal["classes", "labels", "number", "risk"]
 Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +145,14 @@ def is_joint(head: Head) -> bool:
 
 
 @runtime_checkable
+class Comparing(Protocol):
+    """A head whose rows also learn from one another, beside the loss that each has by itself."""
+
+    def compared(self, outputs: torch.Tensor, target: torch.Tensor, class_weight: torch.Tensor | None) -> torch.Tensor:
+        """What each labelled row of a step costs beside the others (n,); arguments as of :meth:`Head.row_losses`."""
+
+
+@runtime_checkable
 class Decoding(Protocol):
     """A head whose averaged probabilities are not yet answers, or that answers with more than one column."""
 
@@ -175,6 +186,20 @@ class Finishing(Protocol):
 
     def finish(self, values: Floats, target: Floats) -> Head:
         """The same head with what it saw: averaged ``probabilities`` (n, m) and targets (n, c) of labelled rows."""
+
+
+@runtime_checkable
+class Recalling(Protocol):
+    """A head that answers by training rows which the trained network keeps, such as a vote of the nearest."""
+
+    def kept(self, n: int) -> tuple[Head, Indices]:
+        """The same head, told how many rows are kept, and which of ``n`` labelled ones these are.
+
+        From then on it means what :meth:`recall` gives by ``n_outputs`` and ``probabilities``.
+        """
+
+    def recall(self, outputs: int) -> Recall:
+        """What stands behind the task's ``outputs`` and keeps the rows, empty; of a head that was told their number."""
 
 
 @runtime_checkable

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from histotl.core.errors import UsageError
 from histotl.core.registry import register
 from histotl.learn.ood.base import State
+from histotl.learn.recall import default_neighbours
 
 
 @register("ood", "knn")
@@ -42,7 +42,7 @@ class Knn:
             generator = torch.Generator().manual_seed(self.seed)
             kept = torch.randperm(len(rows), generator=generator)[: self.bank].sort().values
             rows = rows[kept.to(rows.device)]
-        k = self.k or min(50, max(1, math.floor(0.01 * len(rows) + 0.5)))
+        k = self.k or default_neighbours(len(rows))
         return {"bank": F.normalize(rows.float(), dim=1), "k": torch.tensor([min(k, len(rows))])}
 
     def score(self, state: State, features: torch.Tensor) -> torch.Tensor:
