@@ -26,6 +26,7 @@ from histotl.learn._trainer import Data
 from histotl.learn.aggregators.abmil import Abmil
 from histotl.learn.bags import Bags
 from histotl.learn.config import TrainConfig
+from histotl.learn.covariates import NO_COVARIATES, CovariateEncoder, fit_covariates
 from histotl.learn.device_rows import on_device
 from histotl.learn.fit import Labelled, architecture_of
 from histotl.learn.labels import known_rows
@@ -68,6 +69,7 @@ class Swept:
         facts: What its training labels said of each task.
         loss: Its least validation loss.
         history: One entry a look at the validation bags.
+        covariates: What the network is told of a bag, as its training bags scale it.
     """
 
     network: Network
@@ -75,6 +77,7 @@ class Swept:
     facts: dict[str, TaskFacts]
     loss: float
     history: list[dict[str, object]]
+    covariates: CovariateEncoder = NO_COVARIATES
 
 
 def can_sweep(config: TrainConfig, aggregator: str = "") -> bool:
@@ -123,7 +126,8 @@ def sweep(
         One result for each entry, in their order.
 
     Raises:
-        UsageError: No entries, or settings with which networks cannot be trained together.
+        UsageError: No entries, or settings with which networks cannot be trained together; or the training bags of
+            entries have other categories of a covariate.
         TableError: A task has no label among the training bags of an entry, or an entry has no labelled val bag.
     """
     if not entries or not can_sweep(config, aggregator):
@@ -134,7 +138,11 @@ def sweep(
     bags = labelled.bags.at(on_device(labelled.bags.source, labelled.bags.rows, device))
     order, folds = _folds(labelled.targets, entries, tasks, config, device)
     ordered = [entries[i] for i in order]
-    shapes = [architecture_of(bags.source.dim, fold.objective, config, aggregator) for fold in folds]
+    encoders, known = _told(bags, folds, ordered, config, device)
+    shapes = [
+        architecture_of(bags.source.dim, fold.objective, config, aggregator, encoder.blocks)
+        for fold, encoder in zip(folds, encoders, strict=True)
+    ]
     networks = [
         Network(shapes[number], ordered[place].seed).to(device)
         for number, fold in enumerate(folds)
@@ -152,6 +160,7 @@ def sweep(
         looked=looked,
         bags=bags,
         pooled=pooled,
+        covariates=known,
     )
     share = len(learnt) / float(np.mean([len(entry.train) for entry in entries]))
     finish = race.run(_widened(config, race.data, share), report)
@@ -163,6 +172,7 @@ def sweep(
             facts=fold.objective.facts,
             loss=finish.losses[place],
             history=finish.histories[place],
+            covariates=encoders[number],
         )
         for number, fold in enumerate(folds)
         for place in range(fold.where.start, fold.where.stop)
@@ -207,6 +217,22 @@ def _only(targets: Targets, bags: Indices) -> dict[str, npt.NDArray[np.float64]]
         found[name] = np.full_like(values, np.nan)
         found[name][bags] = values[bags]
     return found
+
+
+def _told(
+    bags: Bags, folds: Sequence[Fold], entries: Sequence[Entry], config: TrainConfig, device: torch.device
+) -> tuple[list[CovariateEncoder], Pooled]:
+    """What each fold is told, and the columns of all bags for each, float (F, B, c); None where it is nothing."""
+    hides, encoders = config.covariate_dropout > 0, list[CovariateEncoder]()
+    for fold in folds:
+        train = np.unique(entries[fold.where.start].train)
+        encoders.append(fit_covariates(bags.subset(train).covariates, hides=hides))
+    shapes = {encoder.blocks for encoder in encoders}
+    if len(shapes) > 1:
+        fact = "the training bags of some entries have categories of a covariate that those of others lack"
+        raise UsageError(fact, hint="train these networks one by one with fit, or join rare categories with least=")
+    columns = [each for each in (encoder.encode(bags.covariates) for encoder in encoders) if each is not None]
+    return encoders, torch.from_numpy(np.stack(columns)).to(device) if columns else None
 
 
 def _scale(networks: Sequence[Network], bags: Bags, folds: Sequence[Fold], entries: Sequence[Entry]) -> Pooled:
