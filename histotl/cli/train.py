@@ -31,7 +31,8 @@ def train(
     """Train heads for one or several tasks together, calibrate them on validation, and fit the OOD gate.
 
     Args:
-        table: CSV with one row a slide (column slide_id) or patch (column path): labels, patient, and split if any.
+        table: CSV with one row a slide (column slide_id) or patch (column path): labels, patient,
+            split and covariates if any.
         features: Output folder of embed.
         out_folder: Folder for the model.
         task: A task as text, such as "dysplasia: binary(column='grade', classes=('no','yes'))"; repeat for more. Kinds:

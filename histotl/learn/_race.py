@@ -83,6 +83,7 @@ class Race:
         looked: int64: bags that choose any network's checkpoint.
         bags: All bags.
         pooled: float (F, B, d): vectors of all bags for each fold; None where they are pooled by what is trained.
+        covariates: float (F, B, c): what is known of all bags for each fold; None for nothing.
     """
 
     def __init__(
@@ -95,9 +96,10 @@ class Race:
         looked: npt.NDArray[np.int64],
         bags: Bags,
         pooled: torch.Tensor | None,
+        covariates: torch.Tensor | None = None,
     ) -> None:
         self.stack, self._folds, self._rates = stack, folds, rates
-        self._learnt, self._looked, self._pooled = learnt, looked, pooled
+        self._learnt, self._looked, self._pooled, self._covariates = learnt, looked, pooled, covariates
         device = rates.device
         self._fold_of = torch.tensor(
             [i for i, fold in enumerate(folds) for _ in range(fold.where.stop - fold.where.start)], device=device
@@ -157,7 +159,8 @@ class Race:
             vectors = self.stack.pool(drawn, weights, train=train)
         else:
             raise ValueError("neither vectors nor bags")
-        return self.stack.answer(vectors, weights, train=train)
+        known = None if self._covariates is None else self._covariates[self._fold_of[:, None], bags]
+        return self.stack.answer(vectors, weights, known, train=train)
 
     @torch.no_grad()
     def _follow(self, average: Outputs, decay: float) -> None:

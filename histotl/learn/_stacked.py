@@ -36,15 +36,18 @@ class Stack:
     def __len__(self) -> int:
         return len(next(iter(self.weights.values())))
 
-    def answer(self, bags: torch.Tensor, weights: Outputs, *, train: bool) -> Outputs:
-        """Task -> float (M, B, o), from bag vectors (M, B, d)."""
+    def answer(
+        self, bags: torch.Tensor, weights: Outputs, covariates: torch.Tensor | None = None, *, train: bool
+    ) -> Outputs:
+        """Task -> float (M, B, o), from bag vectors (M, B, d) and what is known of the bags (M, B, c)."""
         self._answer.train(train)
         named = {f"network.{name}": value for name, value in (weights | self._scales).items()}
 
-        def one(state: Outputs, x: torch.Tensor) -> Outputs:
-            return functional_call(self._answer, state, (x,))  # type: ignore[no-any-return]
+        def one(state: Outputs, *inputs: torch.Tensor) -> Outputs:
+            return functional_call(self._answer, state, inputs)  # type: ignore[no-any-return]
 
-        return torch.vmap(one, randomness="different")(named, bags)
+        given = (bags,) if covariates is None else (bags, covariates)
+        return torch.vmap(one, randomness="different")(named, *given)
 
     def pool(self, packed: Packed, weights: Outputs, *, train: bool) -> torch.Tensor:
         """Bag vectors (M, B, h) by gated attention; tiles are multiplied with the first layers of all networks at once.
@@ -87,8 +90,8 @@ class _Answer(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, bags: torch.Tensor) -> Outputs:
-        return self.network.answer(bags)
+    def forward(self, bags: torch.Tensor, covariates: torch.Tensor | None = None) -> Outputs:
+        return self.network.answer(bags, covariates)
 
 
 class StackedAdamW:

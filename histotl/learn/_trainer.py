@@ -44,12 +44,14 @@ class Data:
         pooled: float32 (B, d) bag vectors, when pooling has no parameters.
         bags: The bags otherwise.
         mixed: Tiles of the bags are drawn from their augmented views too.
+        covariates: float32 (B, c) on the training device: what is known of each bag; None for nothing.
     """
 
     targets: torch.Tensor
     pooled: torch.Tensor | None = None
     bags: Bags | None = None
     mixed: bool = False
+    covariates: torch.Tensor | None = None
 
     def vectors(self) -> torch.Tensor:
         """The pooled vectors."""
@@ -114,9 +116,13 @@ class Data:
         coords = None if drawn.coords is None else drawn.coords.to(device)
         return network.pool(drawn.x.to(device), drawn.offsets, coords)
 
+    def known(self, rows: npt.NDArray[np.int64]) -> torch.Tensor | None:
+        """What is known of some bags, (b, c)."""
+        return None if self.covariates is None else self.covariates[torch.from_numpy(rows).to(self.covariates.device)]
+
     def outputs(self, network: Network, rows: npt.NDArray[np.int64]) -> Output:
         """Outputs of the network on all tiles of some bags."""
-        return network.respond(self.pool(network, self.draw(rows)))
+        return network.respond(self.pool(network, self.draw(rows)), covariates=self.known(rows))
 
     def parts(self) -> Iterator[npt.NDArray[np.int64]]:
         """All bags in blocks that fit into one pass."""
@@ -238,6 +244,7 @@ def batch_of(
         objective=objective,
         targets=data.targets[torch.from_numpy(rows).to(data.targets.device)],
         pool=lambda: data.pool(network, drawn),
+        covariates=data.known(rows),
     )
 
 

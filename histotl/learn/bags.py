@@ -14,6 +14,7 @@ import torch
 from histotl.core.condition import Condition
 from histotl.core.errors import IdentityError, StoreError, UsageError
 from histotl.core.values import BackboneCard, FeatureIdentity
+from histotl.learn.covariate_values import CovariateValues
 from histotl.learn.device_rows import DeviceRows
 from histotl.learn.rows import FileRows, Indices, Rows
 from histotl.learn.sampling import CPU, thin, tiles_of
@@ -34,11 +35,13 @@ class Packed:
         x: float32 (N, D), bag after bag; on the CPU, or where the rows lie (:mod:`histotl.learn.device_rows`).
         offsets: int64 (B + 1,) on the CPU; bag b holds rows ``offsets[b]:offsets[b + 1]``.
         coords: int64 (N, 2) level-0 corners beside ``x``, None for patches.
+        covariates: What is known of the B bags beside their rows; None for nothing.
     """
 
     x: torch.Tensor
     offsets: torch.Tensor
     coords: torch.Tensor | None = None
+    covariates: CovariateValues | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,11 +52,13 @@ class Bags:
         source: Where the rows are.
         rows: int64 (M,): row numbers, bag after bag.
         offsets: int64 (B + 1,).
+        covariates: What is known of each bag beside its rows; None for nothing.
     """
 
     source: Rows
     rows: Indices
     offsets: Indices
+    covariates: CovariateValues | None = None
 
     def __post_init__(self) -> None:
         empty = np.flatnonzero(np.diff(self.offsets) < 1)
@@ -83,6 +88,10 @@ class Bags:
     def _device(self) -> torch.device:
         return self.source.device if isinstance(self.source, DeviceRows) else CPU
 
+    def _known(self, bags: Indices) -> CovariateValues | None:
+        """What is known of some bags."""
+        return None if self.covariates is None else self.covariates.take(bags)
+
     def rows_of(self, bag: int) -> Indices:
         """Row numbers of one bag."""
         return self.rows[self.offsets[bag] : self.offsets[bag + 1]]
@@ -94,7 +103,7 @@ class Bags:
     def subset(self, bags: Indices) -> Bags:
         """Some of the bags, in the order given."""
         places, offsets = tiles_of(self.offsets, bags)
-        return Bags(source=self.source, rows=self.rows[places], offsets=offsets)
+        return Bags(source=self.source, rows=self.rows[places], offsets=offsets, covariates=self._known(bags))
 
     def thinned(self, max_tiles: int, seed: int) -> Bags:
         """The same bags with at most ``max_tiles`` rows each, chosen once."""
@@ -102,12 +111,13 @@ class Bags:
         for chunk in self.chunks(THIN_ROWS):
             places, offsets = thin(*tiles_of(self.offsets, chunk), max_tiles, rng)
             groups += np.split(self.rows[places], offsets[1:-1])
-        return Bags.of(self.source, groups)
+        return replace(Bags.of(self.source, groups), covariates=self.covariates)
 
     def tiles(self, max_tiles: int, seed: int) -> tuple[Bags, Indices]:
         """Every tile as a bag of its own, at most ``max_tiles`` a bag; and the bag that each came from."""
         kept = self.thinned(max_tiles, seed)
-        return Bags.singles(self.source, kept.rows), np.repeat(np.arange(len(self)), kept.sizes).astype(np.int64)
+        owner = np.repeat(np.arange(len(self)), kept.sizes).astype(np.int64)
+        return replace(Bags.singles(self.source, kept.rows), covariates=self._known(owner)), owner
 
     def gather(
         self,
@@ -130,19 +140,21 @@ class Bags:
         places, offsets = tiles_of(self.offsets, bags)
         if max_tiles and rng is not None:
             places, offsets = thin(places, offsets, max_tiles, rng, self._device)
-        rows, ends = self.rows[places], torch.from_numpy(offsets)
+        rows, ends, known = self.rows[places], torch.from_numpy(offsets), self._known(bags)
         views = None if view is None else np.full(len(rows), view, dtype=np.int64)
         if mixed and rng is not None:
             views = rng.integers(-1, self.source.n_views, size=len(rows))
         if isinstance(self.source, DeviceRows):
             at = torch.from_numpy(rows).to(self._device)
             of = None if views is None else torch.from_numpy(views).to(self._device)
-            return Packed(x=self.source.take(at, of), offsets=ends, coords=self.source.take_coords(at))
+            corners = self.source.take_coords(at)
+            return Packed(x=self.source.take(at, of), offsets=ends, coords=corners, covariates=known)
         coords = self.source.coords(rows)
         return Packed(
             x=torch.from_numpy(self.source.read(rows, views)),
             offsets=ends,
             coords=None if coords is None else torch.from_numpy(coords),
+            covariates=known,
         )
 
     def chunks(self, max_rows: int) -> Iterator[Indices]:

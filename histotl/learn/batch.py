@@ -36,12 +36,20 @@ class Batch:
         objective: Its losses.
         targets: Labels of the rows, for ``objective``.
         pool: Passes the rows through the network's aggregator.
+        covariates: What is known of the rows, float (b, c); None where the network is told nothing.
     """
 
     def __init__(
-        self, *, network: Network, objective: Objective, targets: torch.Tensor, pool: Callable[[], Aggregated]
+        self,
+        *,
+        network: Network,
+        objective: Objective,
+        targets: torch.Tensor,
+        pool: Callable[[], Aggregated],
+        covariates: torch.Tensor | None = None,
     ) -> None:
         self.network, self._objective, self._targets, self._pool = network, objective, targets, pool
+        self._covariates = covariates
         self._device = targets.device
         self._noise: tuple[torch.Tensor, torch.Tensor | None] | None = None
 
@@ -50,7 +58,8 @@ class Batch:
         self._rewind()
         pooled = self._pool()
         answered = pooled.direct.keys() >= set(self.network.names)
-        return Front(pooled=pooled, common=None if answered else self.network.common(pooled.bags))
+        common = None if answered else self.network.common(pooled.bags, self._covariates)
+        return Front(pooled=pooled, common=common)
 
     def finish(self, front: Front, common: torch.Tensor | None = None) -> Output:
         """The second half, from the front's own ``common`` or from another in its place."""

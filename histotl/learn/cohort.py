@@ -13,8 +13,10 @@ import pandas as pd
 from histotl.core.errors import TableError
 from histotl.learn.bags import Bags, BagStore
 from histotl.learn.config import TrainConfig
+from histotl.learn.covariate_specs import Covariate, parse_covariates
+from histotl.learn.covariate_values import CovariateValues, read_values, refuse_answers
 from histotl.learn.labels import hard, known_rows
-from histotl.learn.reading import read_table, with_ids
+from histotl.learn.reading import column, read_table, with_ids
 from histotl.learn.split import split_patients
 from histotl.learn.table import SPLITS, Cases, build_cases, refuse_leakage
 from histotl.learn.task import Task
@@ -26,7 +28,7 @@ class Cohort:
 
     Args:
         cases: The cases, in the order of the table.
-        bags: The feature rows of each case.
+        bags: The feature rows of each case, with what is known of it.
         notes: What was left out and why, as counts, and how the split came about.
         split_made: Whether the table had no split, so that one was made here.
     """
@@ -77,7 +79,8 @@ def build_cohort(
 
     Raises:
         TableError: See :func:`histotl.learn.table.build_cases`; features missing; a task without labels, or with a
-            class that no training case has.
+            class that no training case has; or a covariate cannot be read.
+        UsageError: A covariate is the column of a task.
         LeakageError: A patient stands in two splits.
     """
     id_column = config.id_column or store.id_column
@@ -89,8 +92,20 @@ def build_cohort(
     cases, made = _with_splits(cases, config)
     cohort = join(cases, store, allow_missing=config.allow_missing_features)
     check_labels(cohort.cases)
+    covariates = parse_covariates(config.covariate)
+    if covariates:
+        names = {config.patient: "patient", id_column: "name of the case", config.bag: "name of the bag"}
+        refuse_answers(covariates, cases.tasks, names | {config.split_column: "split"})
+        values = _values(frame, covariates, cohort.cases, id_column)
+        cohort = replace(cohort, bags=replace(cohort.bags, covariates=values))
     notes = cohort.notes | {"split": made, "rows_in_table": len(frame)}
     return replace(cohort, notes=notes, split_made=split_made)
+
+
+def _values(frame: pd.DataFrame, covariates: Sequence[Covariate], cases: Cases, id_column: str) -> CovariateValues:
+    """What the table says of each case beside its labels."""
+    rows = {name: row for row, name in enumerate(column(frame, id_column, flag="--id-column"))}
+    return read_values(frame, covariates, [[rows[name] for name in members] for members in cases.members])
 
 
 def join(cases: Cases, store: BagStore, *, allow_missing: bool) -> Cohort:

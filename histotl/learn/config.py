@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 from histotl.core.condition import Condition
 from histotl.core.errors import UsageError
 from histotl.core.registry import create
+from histotl.learn.covariate_specs import parse_covariates
 from histotl.learn.decision_rules import parse_rule, parse_sets
 
 T = TypeVar("T")
@@ -105,6 +106,12 @@ class TrainConfig:
     views: bool = False
     """Learn from augmented views too: in every step each tile is plain or one of its views, drawn anew by --seed.
     Needs features made with `histotl embed --views`. Validation and gate use plain features."""
+    covariate: tuple[str, ...] = ()
+    """What networks are told of a case beside its tiles: a column of numbers by its name, such as 'age', or as text,
+    such as "site: category" or "sex: category(column='Sex', fusion='film')"; repeat for more. Missing values are
+    allowed; numbers and categories are scaled by the training cases alone."""
+    covariate_dropout: float = 0.0
+    """Chance that a covariate of a case is hidden in a training step, so that the model also does well without it."""
     ema: float = 0.99
     """Decay of the running average of the weights, which is what is kept."""
     members: int = 3
@@ -120,11 +127,13 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.keep:
             Condition.parse(self.keep)
-        for name in ("fractions", "learning_rates", "ood"):
+        for name in ("fractions", "learning_rates", "ood", "covariate"):
             object.__setattr__(self, name, _as_tuple(getattr(self, name)))
+        object.__setattr__(self, "covariate", tuple(map(str, self.covariate)))
         if self.ood == (NO_GATE,):
             object.__setattr__(self, "ood", ())
         self._check_ranges()
+        parse_covariates(self.covariate)
         parse_rule(self.threshold)
         parse_sets(self.sets)
         fractions = self.fractions
@@ -143,6 +152,7 @@ class TrainConfig:
             "coverage": (-1e-9, 1.0, "a share from 0 (no sets) to below 1, such as 0.9"),
             "hidden": (-1, float("inf"), "a width such as 256, or 0 for linear heads"),
             "dropout": (-1e-9, 1.0, "a share from 0 to below 1, such as 0.5"),
+            "covariate_dropout": (-1e-9, 1.0, "a share from 0 to below 1, such as 0.2"),
             "weight_decay": (-1e-9, float("inf"), "0 or more, such as 0.01"),
             "epochs": (0, float("inf"), "1 or more"),
             "min_steps": (-1, float("inf"), "0 or more"),
@@ -169,8 +179,8 @@ class PredictConfig:
     backbone: str = ""
     """Which features to use when the folder holds those of several backbones."""
     table: str = ""
-    """CSV that names the slides or patches to predict, and their bags where the model was trained with --bag; empty:
-    everything that has features."""
+    """CSV that names the slides or patches to predict, their bags where the model was trained with --bag, and the
+    covariates that it is told; empty: everything that has features."""
     splits: tuple[str, ...] = ()
     """Predict only rows whose split in the table is one of these, such as 'test'."""
     tta: bool = False
@@ -181,6 +191,9 @@ class PredictConfig:
     prior: tuple[str, ...] = ()
     """Class shares where the answers will be used, one text a task, such as 'msi: no=0.85 yes=0.15': probabilities are
     shifted from the shares that training took for granted to these, by Bayes' rule."""
+    covariates_missing: bool = False
+    """Answer although the table lacks columns of covariates that the model is told, or there is no table: they then
+    count as missing in all cases."""
     tile_scores: bool = True
     """Write attention and OOD score of every tile, one file a slide."""
     batch_tiles: int = 16384

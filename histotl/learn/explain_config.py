@@ -19,11 +19,15 @@ class ExplainConfig:
     backbone: str = ""
     """Which features to use when the folder holds those of several backbones."""
     table: str = ""
-    """CSV that names the slides to explain; empty: all that have features."""
+    """CSV that names the slides to explain, and says the covariates that the model is told; empty: all slides that have
+    features."""
     splits: tuple[str, ...] = ()
     """Explain only slides whose split in the table is one of these, such as 'test'."""
     keep: str = ""
     """Condition on the quality figures that tiles must satisfy; empty: the one that the model was trained with."""
+    covariates_missing: bool = False
+    """Explain although the table lacks columns of covariates that the model is told, or there is no table: they then
+    count as missing in all slides."""
     faithfulness: int = 20
     """Slides on which the methods are compared by taking tiles away: validation slides where their features are there,
     else those explained. 0 for no comparison."""

@@ -77,8 +77,8 @@ def explain(
         report: Told after every slide.
 
     Raises:
-        UsageError: The model answers for tiles; a task or method is unknown; or a method that was asked for has no
-            meaning for this model.
+        UsageError: The model answers for tiles; a task or method is unknown; a method that was asked for has no meaning
+            for this model; or the model is told covariates without a table.
         IdentityError: Features of another identity than the training's; or ``out`` holds another model's predictions.
         StoreError: Features or model missing or damaged.
         TableError: The table does not fit.
@@ -87,11 +87,13 @@ def explain(
     check_folder(out)
     work = _Work(Path(model), features, config)
     _refuse_another_model(out, work.digest)
-    chosen = choose(work.model, work.store, PredictConfig(table=config.table, splits=config.splits))
-    methods, left_out = work.methods(chosen.bags.rows_of(0))
+    chosen = choose(work.model, work.store, _choice(config, config.splits))
+    for text in () if chosen.bags.covariates is None else work.model.covariates.sayings(chosen.bags.covariates):
+        report(Step(stage="explain", message=text))
+    methods, left_out = work.methods(chosen.bags.rows_of(0), chosen.ids[0])
     tested_on, faithfulness = _compare(work, chosen.ids, methods, report)
     for place, slide_id in enumerate(chosen.ids):
-        coords, columns = work.columns(chosen.bags.rows_of(place), methods)
+        coords, columns = work.columns(chosen.bags.rows_of(place), slide_id, methods)
         about = {"slide_id": slide_id, "explained_by": work.digest}
         add_tile_scores(out / TILE_FOLDER / f"{slide_id}.h5", coords, columns, about)
         report(Step(stage="explain", done=place + 1, total=len(chosen.ids), item=slide_id))
@@ -120,23 +122,37 @@ class _Work:
         self.device = choose_device(config.device)
         self.networks = [for_questions(member).to(self.device) for member in self.model.members]
         self.readouts = _readouts(self.model, config.task)
+        self.known = self._known()
 
-    def questions(self, rows: Indices, task: str) -> list[Question]:
+    def _known(self) -> dict[str, torch.Tensor]:
+        """Slide -> what the networks are told of it, float64 (1, c); nothing where they are told nothing."""
+        if not self.model.covariates.parts:
+            return {}
+        every = choose(self.model, self.store, _choice(self.config, ()))
+        columns = self.model.covariates.encode(every.bags.covariates)
+        known = torch.tensor(columns, dtype=torch.float64, device=self.device)
+        return dict(zip(every.ids, torch.split(known, 1), strict=True))
+
+    def questions(self, rows: Indices, slide_id: str, task: str) -> list[Question]:
         """The question about one slide for each member."""
         x = torch.from_numpy(self.store.source.read(rows)).double().to(self.device)
         coords = self.store.source.coords(rows)
         place = None if coords is None else torch.from_numpy(coords).to(self.device)
         readout = self.readouts[task].matrix.to(self.device)
-        return [Question(network=net, x=x, coords=place, task=task, readout=readout) for net in self.networks]
+        known = self.known.get(slide_id)
+        return [
+            Question(network=net, x=x, coords=place, task=task, readout=readout, covariates=known)
+            for net in self.networks
+        ]
 
-    def methods(self, rows: Indices) -> tuple[dict[str, dict[str, Explainer]], dict[str, str]]:
+    def methods(self, rows: Indices, slide_id: str) -> tuple[dict[str, dict[str, Explainer]], dict[str, str]]:
         """Task -> method -> explainer, and why others are left out; tried on one slide."""
         specs = self.config.method or tuple(available("explain"))
         made = {spec: cast("Explainer", create("explain", spec)) for spec in specs}
         methods: dict[str, dict[str, Explainer]] = {}
         left_out: dict[str, str] = {}
         for task in self.readouts:
-            methods[task], questions = {}, self.questions(rows, task)
+            methods[task], questions = {}, self.questions(rows, slide_id, task)
             for spec, explainer in made.items():
                 try:
                     explainer.scores(questions[0])
@@ -149,14 +165,14 @@ class _Work:
         return methods, left_out
 
     def columns(
-        self, rows: Indices, methods: Mapping[str, Mapping[str, Explainer]]
+        self, rows: Indices, slide_id: str, methods: Mapping[str, Mapping[str, Explainer]]
     ) -> tuple[
         np.ndarray[tuple[int, int], np.dtype[np.int64]], dict[str, np.ndarray[tuple[int], np.dtype[np.float64]]]
     ]:
         """Corners of a slide's tiles, and their scores."""
         columns = {}
         for task, explainers in methods.items():
-            questions = self.questions(rows, task)
+            questions = self.questions(rows, slide_id, task)
             for spec, explainer in explainers.items():
                 scores = mean_scores(questions, explainer).cpu().numpy()
                 names = self.readouts[task].names if explainer.signed else ("",)
@@ -167,6 +183,11 @@ class _Work:
         if coords is None:
             raise UsageError("these features have no tile positions", hint="embed the slides with histotl embed")
         return coords, columns
+
+
+def _choice(config: ExplainConfig, splits: tuple[str, ...]) -> PredictConfig:
+    """Which slides, said as for predict."""
+    return PredictConfig(table=config.table, splits=splits, covariates_missing=config.covariates_missing)
 
 
 def column_name(task: str, name: str, method: str) -> str:
@@ -189,7 +210,8 @@ def _compare(
     """Faithfulness of the methods over some slides, and which slides these are."""
     config, place = work.config, {name: i for i, name in enumerate(work.store.ids)}
     patients = _validation_patients(work.folder)
-    pool = [name for name in work.store.ids if name in patients] or list(chosen)
+    told = work.known or set(work.store.ids)
+    pool = [name for name in work.store.ids if name in patients and name in told] or list(chosen)
     rows = {name: work.store.bags([[place[name]]]).rows for name in pool}
     pool = [name for name in pool if len(rows[name]) >= MIN_TILES]
     if not config.faithfulness or not pool:
@@ -201,7 +223,7 @@ def _compare(
     for task, explainers in methods.items():
         found = []
         for done, name in enumerate(tested):
-            questions = work.questions(rows[name], task)
+            questions = work.questions(rows[name], name, task)
             answer = torch.stack([question.answer() for question in questions]).mean(dim=0)
             asked = towards(questions, work.readouts[task].towards_answer(answer.cpu()).to(work.device))
             found.append(drops(asked, explainers, seed=config.seed))

@@ -17,6 +17,7 @@ from histotl.core.progress import Report, Step, silent
 from histotl.learn._trainer import NO_HOOKS, Data, Hooks, train_one
 from histotl.learn.bags import Bags
 from histotl.learn.config import TrainConfig
+from histotl.learn.covariates import NO_COVARIATES, Blocks, CovariateEncoder, fit_covariates
 from histotl.learn.device_rows import on_device
 from histotl.learn.labels import known_rows
 from histotl.learn.network import Architecture, Network
@@ -71,6 +72,7 @@ class Fitted:
         history: One entry a checkpoint: member, learning rate, step, training and validation losses.
         steps: Optimiser steps of each member.
         tasks: What is predicted, with the options that training labels fixed.
+        covariates: What the networks are told of a case, as the training rows scale it.
     """
 
     members: tuple[Network, ...]
@@ -81,6 +83,7 @@ class Fitted:
     history: list[dict[str, object]] = field(default_factory=list)
     steps: int = 0
     tasks: tuple[Task, ...] = ()
+    covariates: CovariateEncoder = NO_COVARIATES
 
 
 def fit(
@@ -98,7 +101,7 @@ def fit(
     """Train the members.
 
     Args:
-        train: What is learnt from. Bags without any label are left out.
+        train: What is learnt from. Bags without any label are left out. What is known of its bags, networks are told.
         val: Chooses the checkpoint and the learning rate; nothing of it is learnt from.
         tasks: What is predicted; classes known.
         config: Settings.
@@ -109,8 +112,9 @@ def fit(
         progress: Keeps every network that is finished, and has those of a start before.
 
     Raises:
-        TableError: A task has no labelled training row, or there is no labelled validation row.
-        UsageError: The aggregator to start from was trained for other tasks.
+        TableError: A task has no labelled training row, or there is no labelled validation row; or no training row has
+            a value of a covariate.
+        UsageError: The aggregator to start from was trained for other tasks, or covariates cannot reach its answers.
     """
     train, val = train.known(), val.known()
     if not len(val.bags):
@@ -118,7 +122,8 @@ def fit(
     device = choose_device(config.device)
     train, val = _placed(train, val, device)
     objective = Objective(tasks, train.targets, class_balance=config.class_balance)
-    architecture = architecture_of(train.bags.source.dim, objective, config, aggregator)
+    encoder = fit_covariates(train.bags.covariates, hides=config.covariate_dropout > 0)
+    architecture = architecture_of(train.bags.source.dim, objective, config, aggregator, encoder.blocks)
     objective.to(device)
     first = Network(architecture, config.seed).to(device)
     means, stds = tile_scales(train.bags, np.ones((1, len(train.bags)), dtype=bool))
@@ -128,12 +133,12 @@ def fit(
     if not first.pools_first:
         # The looks at val during training need no more tiles than training itself; prediction uses all.
         val = replace(val, bags=val.bags.thinned(config.max_tiles, config.seed))
-    data, check = _prepare(first, train, objective, device), _prepare(first, val, objective, device)
+    data, check = (_prepare(first, part, objective, encoder, device) for part in (train, val))
     if first.pools_first and aggregator:
         set_bag_scale(first, data.vectors())
     if config.views:
         # Which view a tile shows changes at every step, so nothing can be pooled once.
-        data = Data(targets=data.targets, bags=train.bags, mixed=True)
+        data = replace(data, pooled=None, bags=train.bags, mixed=True)
     runs = _Runs(first, architecture, objective, data, check, config, report, hooks, start, progress)
     tried = {rate: runs.run(0, rate) for rate in config.learning_rates}
     best = min(tried, key=lambda rate: tried[rate])
@@ -149,6 +154,7 @@ def fit(
         history=runs.history,
         steps=runs.steps,
         tasks=objective.tasks,
+        covariates=encoder,
     )
 
 
@@ -164,7 +170,9 @@ def _placed(train: Labelled, val: Labelled, device: torch.device) -> tuple[Label
     return first, second
 
 
-def architecture_of(in_dim: int, objective: Objective, config: TrainConfig, aggregator: str) -> Architecture:
+def architecture_of(
+    in_dim: int, objective: Objective, config: TrainConfig, aggregator: str, covariates: Blocks = ()
+) -> Architecture:
     """Shapes of the networks that settings and tasks ask for.
 
     Args:
@@ -172,6 +180,7 @@ def architecture_of(in_dim: int, objective: Objective, config: TrainConfig, aggr
         objective: The tasks.
         config: Settings.
         aggregator: Spec of the aggregator; empty when every bag is one row.
+        covariates: What networks are told of a case.
     """
     return Architecture(
         in_dim=in_dim,
@@ -182,6 +191,8 @@ def architecture_of(in_dim: int, objective: Objective, config: TrainConfig, aggr
         sharing=config.sharing,
         heads=objective.layers(),
         adversaries=objective.adversaries(),
+        covariates=covariates,
+        covariate_dropout=config.covariate_dropout if covariates else 0.0,
     )
 
 
@@ -238,9 +249,12 @@ class _Runs:
         return loss
 
 
-def _prepare(network: Network, labelled: Labelled, objective: Objective, device: torch.device) -> Data:
+def _prepare(
+    network: Network, labelled: Labelled, objective: Objective, encoder: CovariateEncoder, device: torch.device
+) -> Data:
     """Pool once where nothing that is trained takes part in it; else keep the bags."""
-    targets = objective.tensor(labelled.targets).to(device)
+    targets, columns = objective.tensor(labelled.targets).to(device), encoder.encode(labelled.bags.covariates)
+    known = None if columns is None else torch.from_numpy(columns).to(device)
     if not network.pools_first:
-        return Data(targets=targets, bags=labelled.bags)
-    return Data(targets=targets, pooled=pool_once(network, labelled.bags))
+        return Data(targets=targets, bags=labelled.bags, covariates=known)
+    return Data(targets=targets, pooled=pool_once(network, labelled.bags), covariates=known)

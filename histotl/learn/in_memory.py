@@ -81,9 +81,12 @@ def fit_model(
     """Train and calibrate in memory.
 
     Raises:
-        UsageError: The validation share is none, or groups do not fit.
+        UsageError: The validation share is none, groups do not fit, or covariates are asked for.
         TableError: Nothing is left to train or to validate with.
     """
+    if config.covariate:
+        fact = f"estimators have no table to read the covariates {', '.join(config.covariate)} from"
+        raise UsageError(fact, hint="put numbers into X, or train with histotl.train and a table")
     if not 0 < validation < 1:
         raise UsageError(f"validation is {validation}", hint="give a share between 0 and 1, such as 0.2")
     owners = [str(i) for i in range(len(bags))] if groups is None else [str(group) for group in groups]

@@ -24,6 +24,7 @@ from histotl.learn.bags import Kind, Packed
 from histotl.learn.calibrators import Calibration, Temperature, averaged
 from histotl.learn.calibrators import from_dict as calibration_from_dict
 from histotl.learn.calibrators import to_dict as calibration_to_dict
+from histotl.learn.covariates import NO_COVARIATES, CovariateEncoder, encoder_from_list
 from histotl.learn.decisions import Decision, decide, decision_from_dict
 from histotl.learn.gate import Gate
 from histotl.learn.heads.base import decoded
@@ -70,6 +71,7 @@ class Model:
         decisions: Task name -> its threshold, and the bound of its sets.
         gate: The out-of-distribution gate, or None.
         extra: Configuration, label counts, provenance: kept, not used.
+        covariates: What it is told of a case beside the tiles.
     """
 
     tasks: tuple[Task, ...]
@@ -85,6 +87,7 @@ class Model:
     decisions: Mapping[str, Decision]
     gate: Gate | None
     extra: Mapping[str, object]
+    covariates: CovariateEncoder = NO_COVARIATES
 
     def setting(self, name: str) -> object:
         """A field of the configuration that it was trained with; None when it is not known."""
@@ -96,15 +99,30 @@ class Model:
         return replace(self, members=tuple(member.to(device) for member in self.members))
 
     def outputs(self, packed: Packed) -> tuple[dict[str, list[torch.Tensor]], npt.NDArray[np.float64] | None]:
-        """Raw outputs of every member on the CPU, and the mean weights of the tiles."""
+        """Raw outputs of every member on the CPU, and the mean weights of the tiles.
+
+        Raises:
+            UsageError: The model is told covariates, and nothing is known of these bags.
+        """
         device = self.members[0].mean.device
         x, coords = packed.x.to(device), None if packed.coords is None else packed.coords.to(device)
+        known = self._known(packed)
         with evaluating(*self.members):
-            found = [member(x, packed.offsets, coords) for member in self.members]
+            found = [member(x, packed.offsets, coords, known) for member in self.members]
             outputs = {task.name: [out.tasks[task.name].cpu() for out in found] for task in self.tasks}
             weights = [out.weights.double() for out in found if out.weights is not None]
             mean = np.asarray(torch.stack(weights).mean(dim=0).cpu().numpy()) if weights else None
         return outputs, mean
+
+    def _known(self, packed: Packed) -> torch.Tensor | None:
+        """What is known of whatever gets an answer, as columns for the networks; None where they are told nothing."""
+        columns = self.covariates.encode(packed.covariates)
+        if columns is None:
+            return None
+        known = torch.from_numpy(columns)
+        if self.level == "tile":
+            known = known.repeat_interleave(torch.diff(packed.offsets), dim=0)
+        return known.to(self.members[0].mean.device)
 
     def answer(self, packed: Packed) -> Answers:
         """Calibrated answers for packed bags of the model's own level."""
@@ -166,6 +184,7 @@ def save_model(model: Model, folder: Path) -> None:
         "facts": {name: asdict(fact) for name, fact in model.facts.items()},
         "calibrations": {name: calibration_to_dict(found) for name, found in model.calibrations.items()},
         "decisions": {name: found.to_dict() for name, found in model.decisions.items()},
+        "covariates": model.covariates.to_list(),
         "gate": gate_meta,
         "weights_digest": file_digest(folder / WEIGHTS_NAME, whole=True),
     }
@@ -216,9 +235,13 @@ def _build(meta: dict[str, object], tensors: dict[str, torch.Tensor]) -> Model:
         for key in ("heads", "recalls")
     )
     dropped = tuple(str(name) for name in cast("list[str]", shapes.get("dropped", [])))
+    told = tuple(
+        (str(name), str(fusion), int(n))
+        for name, fusion, n in cast("list[tuple[str, str, int]]", shapes.get("covariates", []))
+    )
     shapes.pop("adversaries", None)  # they are dropped before a model is saved
-    plain = {"outputs": outputs, "heads": heads, "recalls": recalls, "dropped": dropped}
-    architecture = Architecture(**shapes | plain)  # type: ignore[arg-type]
+    fixed = {"outputs": outputs, "heads": heads, "recalls": recalls, "dropped": dropped, "covariates": told}
+    architecture = Architecture(**shapes | fixed)  # type: ignore[arg-type]
     members = []
     for i in range(cast("int", meta["members"])):
         network = Network(architecture)
@@ -228,7 +251,7 @@ def _build(meta: dict[str, object], tensors: dict[str, torch.Tensor]) -> Model:
     facts = {name: _facts(fact) for name, fact in cast("dict[str, dict[str, object]]", meta["facts"]).items()}
     identity = None if meta["identity"] is None else FeatureIdentity(**entry["identity"])  # type: ignore[arg-type]
     known = ("tasks", "level", "kind", "bag", "id_column", "identity", "architecture", "members", "facts")
-    used = {*known, "calibrations", "decisions", "gate", "schema", "weights_digest"}
+    used = {*known, "calibrations", "decisions", "covariates", "gate", "schema", "weights_digest"}
     return Model(
         tasks=tuple(task_from_dict(task) for task in cast("list[dict[str, object]]", meta["tasks"])),
         level=cast("Literal['tile', 'slide']", meta["level"]),
@@ -243,6 +266,7 @@ def _build(meta: dict[str, object], tensors: dict[str, torch.Tensor]) -> Model:
         decisions={n: decision_from_dict(v) for n, v in _entries(meta, "decisions")},
         gate=None if meta["gate"] is None else unpack_gate(entry["gate"], tensors),
         extra={name: value for name, value in meta.items() if name not in used},
+        covariates=encoder_from_list(cast("list[dict[str, object]]", meta.get("covariates", []))),
     )
 
 

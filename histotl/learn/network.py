@@ -13,6 +13,8 @@ from torch import nn
 from histotl.core.errors import UsageError
 from histotl.core.registry import create
 from histotl.learn.aggregators.base import Aggregated, Aggregator, AggregatorModule, Judge, Outputs, Supervised
+from histotl.learn.covariates import Blocks
+from histotl.learn.fusion import Fusion
 from histotl.learn.heads.base import Layered, Recalling
 from histotl.learn.recall import Recall
 from histotl.learn.reversal import reverse_gradient
@@ -35,6 +37,8 @@ class Architecture:
         dropped: Tasks that helped to learn and have no layer any more.
         adversaries: (task name, strength) of tasks whose gradient is reversed before what is shared.
         recalls: (task name, spec of its head) of tasks that are answered by training rows which the network keeps.
+        covariates: What the network is told beside the tiles, see :class:`histotl.learn.fusion.Fusion`.
+        covariate_dropout: Chance that a covariate of a case is hidden in a training step.
     """
 
     in_dim: int
@@ -47,6 +51,8 @@ class Architecture:
     dropped: tuple[str, ...] = ()
     adversaries: tuple[tuple[str, float], ...] = ()
     recalls: tuple[tuple[str, str], ...] = ()
+    covariates: Blocks = ()
+    covariate_dropout: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +95,8 @@ class Network(nn.Module):
         with seeded(seed):
             self.aggregator = _aggregator(architecture)
             width = architecture.in_dim if self.aggregator is None else self.aggregator.out_dim
-            self.sharing = _sharing(width, architecture, seed)
+            self.fusion = _fusion(width, architecture, self.aggregator)
+            self.sharing = _sharing(width if self.fusion is None else self.fusion.out_dim, architecture, seed)
             out = self.sharing.out_dim
             specs, dropped = dict(architecture.heads), architecture.dropped
             self.heads = nn.ModuleList(
@@ -120,13 +127,18 @@ class Network(nn.Module):
             return Aggregated(bags=x)
         return self.aggregator(x, offsets, coords)
 
-    def answer(self, bags: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What tasks share, and their linear layers, on bag vectors (B, d) or (B, t, d)."""
-        return self.read(self.common(bags))
+    def answer(self, bags: torch.Tensor, covariates: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """What tasks share, and their linear layers, on bag vectors (B, d) or (B, t, d), and what is known (B, c)."""
+        return self.read(self.common(bags, covariates))
 
-    def common(self, bags: torch.Tensor) -> torch.Tensor:
+    def common(self, bags: torch.Tensor, covariates: torch.Tensor | None = None) -> torch.Tensor:
         """What all tasks read, see :class:`histotl.learn.sharing.base.SharingModule`."""
-        return self.sharing.common((bags - self.bag_mean) / self.bag_std)
+        scaled = (bags - self.bag_mean) / self.bag_std
+        if self.fusion is not None:
+            if covariates is None:
+                raise ValueError("this network is told covariates, and there are none")
+            scaled = self.fusion(scaled, covariates)
+        return self.sharing.common(scaled)
 
     def read(self, common: torch.Tensor) -> dict[str, torch.Tensor]:
         """Each task's part and layer on :meth:`common`; tasks that were dropped give nothing."""
@@ -148,11 +160,19 @@ class Network(nn.Module):
         """(o,): what the task's linear layer adds."""
         return cast("nn.Linear", self.heads[self.names.index(task)]).bias
 
-    def forward(self, x: torch.Tensor, offsets: torch.Tensor, coords: torch.Tensor | None = None) -> Output:
-        """Float32 (N, D) tiles of packed bags into outputs."""
-        return self.respond(self.pool(x, offsets, coords))
+    def forward(
+        self,
+        x: torch.Tensor,
+        offsets: torch.Tensor,
+        coords: torch.Tensor | None = None,
+        covariates: torch.Tensor | None = None,
+    ) -> Output:
+        """Float32 (N, D) tiles of packed bags, with what is known of the bags (B, c), into outputs."""
+        return self.respond(self.pool(x, offsets, coords), covariates=covariates)
 
-    def respond(self, pooled: Aggregated, common: torch.Tensor | None = None) -> Output:
+    def respond(
+        self, pooled: Aggregated, common: torch.Tensor | None = None, covariates: torch.Tensor | None = None
+    ) -> Output:
         """Outputs from what :meth:`pool` made; ``common``, where given, takes the place of :meth:`common` of it."""
         direct = {name: self._recalled(name, answer) for name, answer in pooled.direct.items()}
         if direct.keys() & self._adversaries.keys():
@@ -161,7 +181,7 @@ class Network(nn.Module):
         if direct.keys() >= set(self.answered):
             answers = direct
         else:
-            answers = (self.answer(pooled.bags) if common is None else self.read(common)) | direct
+            answers = (self.answer(pooled.bags, covariates) if common is None else self.read(common)) | direct
         return Output(tasks={name: answers[name] for name in self.answered}, pooled=pooled)
 
     def auxiliary(self, output: Output, judge: Judge) -> torch.Tensor | None:
@@ -193,6 +213,24 @@ def _aggregator(architecture: Architecture) -> AggregatorModule | None:
         return None
     maker = cast("Aggregator", create("aggregator", architecture.aggregator))
     return maker.build(architecture.in_dim, architecture.outputs)
+
+
+def _fusion(width: int, architecture: Architecture, aggregator: AggregatorModule | None) -> Fusion | None:
+    """Where covariates meet the vectors of bags; None where there are none.
+
+    Raises:
+        UsageError: The aggregator answers by itself, past what they would reach.
+    """
+    if not architecture.covariates:
+        return None
+    if aggregator is not None:
+        with evaluating(cast("nn.Module", aggregator)):
+            tile, place = torch.zeros(1, architecture.in_dim), torch.zeros(1, 2, dtype=torch.int64)
+            direct = aggregator(tile, torch.tensor([0, 1]), place).direct
+        if direct:
+            fact = f"the aggregator {architecture.aggregator!r} answers by itself, so that covariates cannot reach it"
+            raise UsageError(fact, hint="use another, such as --aggregator abmil, or drop --covariate")
+    return Fusion(width, architecture.covariates, architecture.covariate_dropout)
 
 
 def _sharing(width: int, architecture: Architecture, seed: int) -> SharingModule:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -12,12 +12,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from histotl.core.device import choose_device
-from histotl.core.errors import CorruptFileError, IdentityError, TableError
+from histotl.core.errors import CorruptFileError, IdentityError, TableError, UsageError
 from histotl.core.progress import Report, Step, silent
 from histotl.core.provenance import Provenance, file_digest
 from histotl.learn.bags import Bags, BagStore, Packed
 from histotl.learn.columns import Columns, answer_columns, probability_column
 from histotl.learn.config import PredictConfig
+from histotl.learn.covariate_values import CovariateValues, read_values, unknown_values
 from histotl.learn.decisions import slide_means
 from histotl.learn.folder import check_folder
 from histotl.learn.gate import GateScores
@@ -42,7 +43,7 @@ class Chosen:
 
     Args:
         ids: Name of each case.
-        bags: Feature rows of each case.
+        bags: Feature rows of each case, with what is known of it where the model is told covariates.
         lacking: Names that the table wants predicted and that have no features.
     """
 
@@ -74,7 +75,7 @@ def predict(
     Raises:
         IdentityError: Features of another identity than the training's, or with several kinds of views.
             Views count only where they are wanted.
-        UsageError: Views are wanted, and the features have none.
+        UsageError: Views are wanted, and the features have none; or the model is told covariates without a table.
         StoreError: Features or model missing or damaged.
         TableError: The table does not fit.
     """
@@ -90,6 +91,8 @@ def predict(
     loaded.check(store.identity, store.dim)
     chosen, priors = choose(loaded, store, config), parse_priors(config.prior, loaded.tasks)
     _tell(report, chosen)
+    for text in () if chosen.bags.covariates is None else loaded.covariates.sayings(chosen.bags.covariates):
+        report(Step(stage="predict", message=text))
     if store.emptied:
         report(Step(stage="predict", message=f"{store.what_is_left_out(keep)}; they get no answer"))
     clear_predictions(out)
@@ -108,6 +111,8 @@ def predict(
     frame["model_split"] = _splits_of(model_folder, loaded.id_column, chosen.ids)
     meta = _meta(loaded, model_folder, features, config, store.views)
     meta |= {"keep": keep, "no_row_kept": list(store.emptied)}
+    if chosen.bags.covariates is not None:
+        meta["covariates"] = loaded.covariates.account(chosen.bags.covariates)
     write_predictions(out, frame, tasks=loaded.tasks, id_column=loaded.id_column, meta=meta)
     return out
 
@@ -117,20 +122,24 @@ def choose(model: Model, store: BagStore, config: PredictConfig) -> Chosen:
 
     Raises:
         TableError: The table lacks a column or names nothing that has features; a model of bags without a table.
+        UsageError: The model is told covariates, and there is no table.
     """
     if not config.table:
         if model.bag:
             cure = f"add --table TABLE.csv with the columns {store.id_column} and {model.bag}"
             raise TableError(f"the model answers for bags by {model.bag!r}, and no table says which", hint=cure)
-        return Chosen(ids=store.ids, bags=store.bags([[i] for i in range(len(store.ids))]))
+        bags = store.bags([[i] for i in range(len(store.ids))])
+        return Chosen(ids=store.ids, bags=replace(bags, covariates=_without_table(model, len(bags), config)))
     id_column = str(model.setting("id_column") or store.id_column)
     frame = with_ids(read_table(config.table), id_column)
     names = column(frame, id_column, flag="--id-column of train")
     owners = column(frame, model.bag, flag="--bag of train") if model.bag else names
-    place, cases, lacking = {name: i for i, name in enumerate(store.ids)}, dict[str, list[int]](), []
-    for name, wanted, owner in zip(names, _wanted(model, frame, config), owners, strict=True):
+    place, lacking = {name: i for i, name in enumerate(store.ids)}, []
+    cases, lines = dict[str, list[int]](), dict[str, list[int]]()
+    for line, (name, wanted, owner) in enumerate(zip(names, _wanted(model, frame, config), owners, strict=True)):
         if not wanted or not name or not owner:
             continue
+        lines.setdefault(owner, []).append(line)
         if name not in place:
             lacking.append(name)
         elif place[name] not in (rows := cases.setdefault(owner, [])):
@@ -138,7 +147,35 @@ def choose(model: Model, store: BagStore, config: PredictConfig) -> Chosen:
     if not cases:
         cure = "check the table's ids against the features"
         raise TableError(f"no row of {config.table} that is to be predicted has features", hint=cure)
-    return Chosen(ids=tuple(cases), bags=store.bags(list(cases.values())), lacking=tuple(lacking))
+    values = _of_table(model, frame, [lines[owner] for owner in cases], config)
+    bags = replace(store.bags(list(cases.values())), covariates=values)
+    return Chosen(ids=tuple(cases), bags=bags, lacking=tuple(lacking))
+
+
+def _without_table(model: Model, n: int, config: PredictConfig) -> CovariateValues | None:
+    """What is known of n cases without a table: nothing; None where the model is told nothing."""
+    covariates = model.covariates.covariates
+    if not covariates:
+        return None
+    if not config.covariates_missing:
+        names = ", ".join(covariate.column for covariate in covariates)
+        cure = f"add --table TABLE.csv with the columns {names}, or --covariates-missing to answer without them"
+        raise UsageError(f"the model is told {names}, and no table says them", hint=cure)
+    return unknown_values(covariates, n)
+
+
+def _of_table(
+    model: Model, frame: pd.DataFrame, lines: Sequence[Sequence[int]], config: PredictConfig
+) -> CovariateValues | None:
+    """What the table says of cases of some lines each; None where the model is told nothing."""
+    covariates = model.covariates.covariates
+    if not covariates:
+        return None
+    absent = [covariate.column for covariate in covariates if covariate.column not in frame.columns]
+    if absent and not config.covariates_missing:
+        fact = f"the model is told {', '.join(absent)}, and {config.table} has no such column"
+        raise TableError(fact, hint="add it, with empty cells where it is unknown, or pass --covariates-missing")
+    return read_values(frame, covariates, lines, absent=config.covariates_missing)
 
 
 def _wanted(model: Model, frame: pd.DataFrame, config: PredictConfig) -> list[bool]:

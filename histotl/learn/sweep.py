@@ -26,6 +26,7 @@ from histotl.learn._trainer import Data
 from histotl.learn.aggregators.abmil import Abmil
 from histotl.learn.bags import Bags
 from histotl.learn.config import TrainConfig
+from histotl.learn.covariates import NO_COVARIATES, CovariateEncoder, fit_covariates
 from histotl.learn.device_rows import on_device
 from histotl.learn.fit import Labelled, architecture_of
 from histotl.learn.labels import known_rows
@@ -71,6 +72,7 @@ class Swept:
         history: One entry a look at the validation bags.
         steps: Optimiser steps.
         tasks: What is predicted, with the options that its training labels fixed.
+        covariates: What the network is told of a bag, as its training bags scale it.
     """
 
     network: Network
@@ -80,6 +82,7 @@ class Swept:
     history: list[dict[str, object]]
     steps: int
     tasks: tuple[Task, ...]
+    covariates: CovariateEncoder = NO_COVARIATES
 
 
 def can_sweep(config: TrainConfig, aggregator: str = "") -> bool:
@@ -128,7 +131,8 @@ def sweep(
         One result for each entry, in their order.
 
     Raises:
-        UsageError: No entries, or settings with which networks cannot be trained together.
+        UsageError: No entries, or settings with which networks cannot be trained together; or the training bags of
+            entries have other categories of a covariate.
         TableError: A task has no label among the training bags of an entry, or an entry has no labelled val bag.
     """
     if not entries or not can_sweep(config, aggregator):
@@ -139,7 +143,11 @@ def sweep(
     bags = labelled.bags.at(on_device(labelled.bags.source, labelled.bags.rows, device))
     order, folds = _folds(labelled.targets, entries, tasks, config, device)
     ordered = [entries[i] for i in order]
-    shapes = [architecture_of(bags.source.dim, fold.objective, config, aggregator) for fold in folds]
+    encoders, known = _told(bags, folds, ordered, config, device)
+    shapes = [
+        architecture_of(bags.source.dim, fold.objective, config, aggregator, encoder.blocks)
+        for fold, encoder in zip(folds, encoders, strict=True)
+    ]
     networks = [
         Network(shapes[number], ordered[place].seed).to(device)
         for number, fold in enumerate(folds)
@@ -157,6 +165,7 @@ def sweep(
         looked=looked,
         bags=bags,
         pooled=pooled,
+        covariates=known,
     )
     share = len(learnt) / float(np.mean([len(entry.train) for entry in entries]))
     widened = _widened(config, race.data, share)
@@ -171,6 +180,7 @@ def sweep(
             history=finish.histories[place],
             steps=race.data.steps(widened),
             tasks=fold.objective.tasks,
+            covariates=encoders[number],
         )
         for number, fold in enumerate(folds)
         for place in range(fold.where.start, fold.where.stop)
@@ -215,6 +225,22 @@ def _only(targets: Targets, bags: Indices) -> dict[str, npt.NDArray[np.float64]]
         found[name] = np.full_like(values, np.nan)
         found[name][bags] = values[bags]
     return found
+
+
+def _told(
+    bags: Bags, folds: Sequence[Fold], entries: Sequence[Entry], config: TrainConfig, device: torch.device
+) -> tuple[list[CovariateEncoder], Pooled]:
+    """What each fold is told, and the columns of all bags for each, float (F, B, c); None where it is nothing."""
+    hides, encoders = config.covariate_dropout > 0, list[CovariateEncoder]()
+    for fold in folds:
+        train = np.unique(entries[fold.where.start].train)
+        encoders.append(fit_covariates(bags.subset(train).covariates, hides=hides))
+    shapes = {encoder.blocks for encoder in encoders}
+    if len(shapes) > 1:
+        fact = "the training bags of some entries have categories of a covariate that those of others lack"
+        raise UsageError(fact, hint="train these networks one by one with fit, or join rare categories with least=")
+    columns = [each for each in (encoder.encode(bags.covariates) for encoder in encoders) if each is not None]
+    return encoders, torch.from_numpy(np.stack(columns)).to(device) if columns else None
 
 
 def _scale(networks: Sequence[Network], bags: Bags, folds: Sequence[Fold], entries: Sequence[Entry]) -> Pooled:

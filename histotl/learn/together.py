@@ -128,4 +128,5 @@ def _fitted(first: dict[float, Swept], rate: float, others: Sequence[Swept]) -> 
         history=[{"member": m, "learning_rate": r, **look} for m, r, found in runs for look in found.history],
         steps=kept[0].steps,
         tasks=kept[0].tasks,
+        covariates=kept[0].covariates,
     )

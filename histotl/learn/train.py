@@ -97,7 +97,7 @@ def train(
         IdentityError: Feature files of several kinds, or with several kinds of views where they are wanted; or others
             than the pretrained aggregator's.
         StoreError: Features, or the pretrained aggregator, missing or damaged.
-        UsageError: Settings that contradict each other.
+        UsageError: Settings that contradict each other, or a covariate that is the column of a task.
     """
     config, began, out = config or TrainConfig(), time.monotonic(), Path(out)
     check_folder(out)
@@ -109,7 +109,9 @@ def train(
     progress = Progress(out, training_key(cohort, store, level, config))
     trained = train_cohort(cohort, store, level, config, inputs, report, progress)
     comparison = _compare_single(trained, cohort, store, level, config, report)
-    model = trained.model
+    model, values = trained.model, cohort.bags.covariates
+    for text in () if values is None else model.covariates.sayings(values):
+        report(Step(stage="train", message=text))
     save_model(model, out)
     with atomic_path(out / SPLITS_NAME) as path:
         cohort.split_table(model.id_column).to_csv(path, index=False)
@@ -239,6 +241,9 @@ def prepare(
     Raises:
         TableError: As in :func:`train`, and so are LeakageError, IdentityError and StoreError.
     """
+    if config.covariate_dropout and not config.covariate:
+        fact = f"--covariate-dropout {config.covariate_dropout} without a covariate"
+        raise UsageError(fact, hint="add --covariate age, or drop it")
     checked = check_names(tasks, reserved=config.bag)
     check_plugins(config)
     choose_device(config.device)
@@ -326,6 +331,7 @@ def _model(
         facts=fitted.facts,
         calibrations={},
         decisions={},
+        covariates=fitted.covariates,
         gate=gate,
         extra={
             "config": asdict(config),
@@ -400,6 +406,7 @@ def _write_training(result: TrainResult, cohort: Cohort, trained: Trained, out: 
         "notes": result.notes,
         "chosen": {**chosen, "calibrations": calibrations, "decisions": decisions, "notes": trained.notes},
         "tried": {f"{rate:g}": loss for rate, loss in fitted.tried.items()},
+        "covariates": {} if cohort.bags.covariates is None else model.covariates.account(cohort.bags.covariates),
         "validation": result.validation,
         "compared_with_single_tasks": result.comparison,
         "history": fitted.history,

@@ -10,6 +10,7 @@ from histotl.core.provenance import Provenance, file_digest
 from histotl.learn.bags import BagStore
 from histotl.learn.cohort import Cohort
 from histotl.learn.config import TrainConfig
+from histotl.learn.covariates import fit_covariates
 from histotl.learn.fit import Labelled
 from histotl.learn.resume import digest
 
@@ -37,17 +38,22 @@ def training_key(cohort: Cohort, store: BagStore, level: Level, config: TrainCon
         store.digests.get(path.stem) or [str(path), path.stat().st_size, path.stat().st_mtime_ns]
         for path in store.source.paths
     ]
+    parts = [labelled_part(cohort, split, level, store, config) for split in ("train", "val")]
+    # Their columns and not their words: what the table says of test cases changes nothing.
+    encoder = fit_covariates(parts[0].bags.covariates)
+    columns = [encoder.encode(part.bags.covariates) for part in parts]
     facts = {
         "config": settings,
         "level": level,
         "tasks": [task.to_dict() for task in cohort.cases.tasks],
         "features": [files, sorted(store.digests.items())],
         "pretrained": file_digest(Path(config.pretrained), whole=True) if config.pretrained else None,
+        "covariates": encoder.to_list(),
         "versions": [versions.made_by, versions.libraries.get("torch")],
     }
     arrays = [
         array
-        for part in (labelled_part(cohort, split, level, store, config) for split in ("train", "val"))
+        for part in parts
         for array in (part.bags.rows, part.bags.offsets, *(part.targets[name] for name in sorted(part.targets)))
     ]
-    return digest(facts, arrays)
+    return digest(facts, [*arrays, *(each for each in columns if each is not None)])

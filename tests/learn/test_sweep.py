@@ -14,6 +14,9 @@ from histotl.core.progress import Step
 from histotl.learn._trainer import Data, train_one
 from histotl.learn.bags import Bags
 from histotl.learn.config import TrainConfig
+from histotl.learn.covariate_specs import Covariate
+from histotl.learn.covariate_values import CovariateValues
+from histotl.learn.covariates import fit_covariates
 from histotl.learn.fit import Labelled
 from histotl.learn.network import Architecture, Network, evaluating
 from histotl.learn.objective import Objective
@@ -31,7 +34,7 @@ TASKS = [
 ABMIL = "abmil(hidden=12, attention=6, dropout=0.0)"
 
 
-def cohort(sizes: list[int], seed: int = 0) -> Labelled:
+def cohort(sizes: list[int], seed: int = 0, *, told: bool = False) -> Labelled:
     rng = np.random.default_rng(seed)
     n = len(sizes)
     y = np.arange(n) % 2
@@ -40,7 +43,16 @@ def cohort(sizes: list[int], seed: int = 0) -> Labelled:
     grade = np.where(np.arange(n) % 4 == 0, np.nan, np.arange(n) % 3)
     targets = {"yes": y.astype(float), "type": np.arange(n) % 3.0, "grade": grade, "size": rng.normal(size=n) + y}
     groups = np.split(np.arange(len(x)), np.cumsum(sizes)[:-1])
-    return Labelled(bags=Bags.of(ArrayRows(x.astype(np.float32)), groups), targets=targets)
+    bags = Bags.of(ArrayRows(x.astype(np.float32)), groups)
+    return Labelled(bags=replace(bags, covariates=known(n, rng) if told else None), targets=targets)
+
+
+def known(n: int, rng: np.random.Generator) -> CovariateValues:
+    """A number with gaps and a category, of which every fold has all."""
+    ages = np.where(np.arange(n) % 5 == 3, np.nan, rng.normal(60, 10, n))
+    table = np.stack([ages, np.arange(n) % 3.0], axis=1)
+    covariates = Covariate(name="age"), Covariate(name="site", kind="category", fusion="film")
+    return CovariateValues(covariates=covariates, table=table, words=((), ("A", "B", "C")))
 
 
 def folds(n: int, seeds: int = 2) -> list[Entry]:
@@ -81,14 +93,21 @@ def alone(
     union = np.unique(np.concatenate([one.train for one in entries]))
     every = np.unique(np.concatenate([one.val for one in entries]))
     targets, wanted = objective.tensor(learnt)[union], objective.tensor(looked)[every]
+    encoder = fit_covariates(bags.subset(entry.train).covariates)
+    columns = encoder.encode(bags.covariates)
+    about = [None if columns is None else torch.from_numpy(columns)[part] for part in (union, every)]
     if network.pools_first:
         pooled = pool_once(network, bags)
         if shapes.aggregator:
             set_bag_scale(network, pooled[entry.train])
-        data, check = Data(targets=targets, pooled=pooled[union]), Data(targets=wanted, pooled=pooled[every])
+        data, check = (
+            Data(targets=t, pooled=pooled[part], covariates=c)
+            for t, part, c in zip((targets, wanted), (union, every), about, strict=True)
+        )
     else:
-        data = Data(targets=targets, bags=bags.subset(union))
-        check = Data(targets=wanted, bags=bags.subset(every).thinned(config.max_tiles, config.seed))
+        data = Data(targets=targets, bags=bags.subset(union), covariates=about[0])
+        thinned = bags.subset(every).thinned(config.max_tiles, config.seed)
+        check = Data(targets=wanted, bags=thinned, covariates=about[1])
     share = len(union) / np.mean([len(one.train) for one in entries])
     config = replace(config, batch_size=round(share * config.batch_size))
     loss, history = train_one(network, objective, data, check, config, rate=entry.rate, seed=config.seed)
@@ -100,19 +119,23 @@ def alone(
         history=history,
         steps=data.steps(config),
         tasks=objective.tasks,
+        covariates=encoder,
     )
 
 
+@pytest.mark.parametrize("told", [False, True])
 @pytest.mark.parametrize("aggregator", ["", "mean", ABMIL])
-def test_together_is_alone(aggregator: str, quick: TrainConfig) -> None:
+def test_together_is_alone(aggregator: str, quick: TrainConfig, *, told: bool) -> None:
     rng = np.random.default_rng(1)
-    labelled = cohort([1] * 40 if not aggregator else rng.integers(1, 30, 40).tolist())
+    labelled = cohort([1] * 40 if not aggregator else rng.integers(1, 30, 40).tolist(), told=told)
     entries = folds(40)
     config = replace(quick, batch_size=6, max_tiles=10, min_steps=60, max_steps=60, ema=0.9, seed=3)
     together = sweep(labelled, entries, tasks=TASKS, config=config, aggregator=aggregator)
     for entry, found in zip(entries, together, strict=True):
         wanted = alone(labelled, entry, entries, config, found.architecture)
         assert found.facts == wanted.facts
+        assert found.covariates == wanted.covariates
+        assert bool(found.covariates.parts) == told
         assert found.loss == pytest.approx(wanted.loss, rel=1e-4)
         assert [look["step"] for look in found.history] == [look["step"] for look in wanted.history]
         np.testing.assert_allclose(
@@ -124,8 +147,12 @@ def test_together_is_alone(aggregator: str, quick: TrainConfig) -> None:
         for name, value in found.network.state_dict().items():
             torch.testing.assert_close(value, state[name], rtol=1e-3, atol=2e-4)
         packed = labelled.bags.gather(np.arange(40))
+        columns = found.covariates.encode(packed.covariates)
+        about = None if columns is None else torch.from_numpy(columns)
         with evaluating(found.network, wanted.network):
-            one, other = (network(packed.x, packed.offsets).tasks for network in (found.network, wanted.network))
+            one, other = (
+                network(packed.x, packed.offsets, None, about).tasks for network in (found.network, wanted.network)
+            )
         for task in TASKS:
             torch.testing.assert_close(one[task.name], other[task.name], rtol=1e-3, atol=1e-3)
     assert len({found.loss for found in together}) == len(entries)
@@ -199,8 +226,22 @@ def test_what_cannot_be_trained_together_is_refused(labelled: Callable[..., Labe
     with pytest.raises(UsageError, match="0 networks") as caught:
         sweep(data, [], tasks=TASKS, config=quick)
     assert caught.value.hint
+    uneven = cohort([1] * 8, told=True)
+    some = [Entry(train=np.arange(2), val=np.arange(4, 8)), Entry(train=np.arange(4), val=np.arange(4, 8))]
+    with pytest.raises(UsageError, match="those of others lack") as caught:
+        sweep(uneven, some, tasks=TASKS[3:], config=quick)
+    assert "least=" in caught.value.hint
     unlabelled = Labelled(bags=data.bags, targets={name: np.full(8, np.nan) for name in data.targets})
     for name, values in data.targets.items():
         unlabelled.targets[name][:4] = values[:4]  # type: ignore[index]
     with pytest.raises(TableError, match="no val bag"):
         sweep(unlabelled, [entry], tasks=TASKS, config=quick)
+
+
+def test_hidden_covariates_differ_between_networks_and_return_with_the_seed(quick: TrainConfig) -> None:
+    labelled = cohort([4] * 16, told=True)
+    entries = [Entry(train=np.arange(10), val=np.arange(10, 16), seed=5)] * 2
+    config = replace(quick, covariate_dropout=0.4)
+    found, again = (sweep(labelled, entries, tasks=TASKS, config=config, aggregator="mean") for _ in range(2))
+    assert found[0].loss != found[1].loss
+    assert [one.history for one in found] == [one.history for one in again]

@@ -8,7 +8,7 @@ from typing import cast
 
 import torch
 
-from histotl.core.errors import IdentityError
+from histotl.core.errors import IdentityError, UsageError
 from histotl.core.registry import create
 from histotl.embed._models import Model as Backbone
 from histotl.evaluate.metrics import Ints
@@ -59,9 +59,14 @@ def load_judge(folder: str, backbones: Sequence[Backbone], device: torch.device)
 
     Raises:
         StoreError: It is no model folder, or damaged.
+        UsageError: It is told covariates.
         IdentityError: It was trained on features that none of the backbones makes; the nearest differences are named.
     """
     model = load_model(folder).to(device)
+    if model.covariates.parts:
+        names = ", ".join(covariate.column for covariate in model.covariates.covariates)
+        cure = "give a model that was trained without --covariate, or leave out --model"
+        raise UsageError(f"{folder} is told {names}, which the slides alone do not say", hint=cure)
     identity = model.identity
     if identity is None or model.kind != "slides":
         seen = "patches" if model.kind != "slides" else "features that do not say what they were made by"

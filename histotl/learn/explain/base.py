@@ -30,6 +30,7 @@ class Question:
         coords: int64 (n, 2) level-0 corners, or None.
         task: Name of the task.
         readout: float64 (o, c): each column is a weighted sum of the task's outputs.
+        covariates: float64 (1, m): what the network is told of the bag beside its tiles, or None. It stays as it is.
     """
 
     network: Network
@@ -37,6 +38,7 @@ class Question:
     coords: torch.Tensor | None
     task: str
     readout: torch.Tensor
+    covariates: torch.Tensor | None = None
 
     @property
     def n(self) -> int:
@@ -51,12 +53,13 @@ class Question:
     def of_bags(self, bags: torch.Tensor) -> torch.Tensor:
         """Read-out (B, c) of bag vectors (B, d), in blocks."""
         with evaluating(self.network):
-            parts = [self.network.answer(part)[self.task] @ self.readout for part in torch.split(bags, BLOCK_ROWS)]
+            blocks = ((part, self._known(len(part))) for part in torch.split(bags, BLOCK_ROWS))
+            parts = [self.network.answer(part, known)[self.task] @ self.readout for part, known in blocks]
         return torch.cat(parts)
 
     def of_tiles(self, x: torch.Tensor) -> torch.Tensor:
         """Read-out (c,) of the bag with other tiles (n, D) in the same places; gradients flow."""
-        out: torch.Tensor = self.network(x, torch.tensor([0, len(x)]), self.coords).tasks[self.task]
+        out: torch.Tensor = self.network(x, torch.tensor([0, len(x)]), self.coords, self.covariates).tasks[self.task]
         return (out @ self.readout)[0]
 
     def answer(self) -> torch.Tensor:
@@ -80,8 +83,13 @@ class Question:
         offsets = torch.tensor([0, *map(len, parts)]).cumsum(0)
         coords = None if self.coords is None else self.coords[places]
         with evaluating(self.network):
-            out: torch.Tensor = self.network(self.x[places], offsets, coords).tasks[self.task]
+            known = self._known(len(parts))
+            out: torch.Tensor = self.network(self.x[places], offsets, coords, known).tasks[self.task]
             return out @ self.readout
+
+    def _known(self, n: int) -> torch.Tensor | None:
+        """The same of n bags made of this one."""
+        return None if self.covariates is None else self.covariates.expand(n, -1)
 
 
 class Explainer(Protocol):

@@ -18,7 +18,7 @@ TOLERANCE = 1e-9
 @register("explain", "contribution")
 @dataclass(frozen=True, kw_only=True)
 class Contribution:
-    """Additive parts: a_i W h_i, which sum over the slide to the output less its bias.
+    """Additive parts: a_i W h_i, which sum over the slide to the output less its bias and what covariates say.
 
     Exact, and therefore given only where the answer is such a sum: an additive aggregator says its parts itself; with
     attention or mean pooling everything behind the pooling must be linear. Whether it is, is tried on the bag: then
@@ -36,9 +36,10 @@ class Contribution:
             return pooled.parts[task] @ question.readout
         if task in pooled.direct or pooled.values is None or pooled.weights is None:
             raise _not_exact("this aggregator does not sum over tiles")
-        bias = question.network.bias(task) @ question.readout
-        parts = pooled.weights[:, None] * (question.of_bags(pooled.values) - bias)
-        gap = float((parts.sum(dim=0) + bias - question.answer()).abs().max())
+        # The mean bag is 0 to what lies behind the pooling: what is answered to it, no tile has said.
+        rest = question.of_bags(question.network.bag_mean[None])[0]
+        parts = pooled.weights[:, None] * (question.of_bags(pooled.values) - rest)
+        gap = float((parts.sum(dim=0) + rest - question.answer()).abs().max())
         if gap > TOLERANCE * max(1.0, float(parts.abs().sum(dim=0).max())):
             raise _not_exact(f"what lies behind the pooling is not linear (the parts miss the answer by {gap:.2g})")
         return parts

@@ -180,3 +180,43 @@ def test_read_outs() -> None:
     assert torch.equal(three.towards_answer((logits @ three.matrix)[0])[:, 0], three.matrix[:, 1])
     one = readout_of(kinds["binary"][0], 1)
     assert float(one.towards_answer(torch.tensor([-0.5]))) == -1
+
+
+def told(how: str, *, hidden: int = 0, seed: int = 0) -> tuple[Question, torch.Tensor]:
+    """A question about a bag of which something is known, and what else might have been known of it."""
+    shapes = Architecture(
+        in_dim=6, aggregator=ABMIL, hidden=hidden, dropout=0.0, outputs=OUTPUTS, covariates=(("age", how, 2),)
+    )
+    question = asked(hidden=hidden, n=12, seed=seed)
+    network = for_questions(Network(shapes, seed))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn(parameter.shape, dtype=torch.float64, generator=generator) * 0.6)
+        network.bag_mean.add_(0.2)
+    one, other = torch.randn(2, 1, 2, dtype=torch.float64, generator=generator)
+    return replace(question, network=network, covariates=one), other
+
+
+@pytest.mark.parametrize("how", ["concat", "film"])
+def test_contributions_leave_out_what_covariates_say(how: str) -> None:
+    question, other = told(how)
+    parts = scores("contribution", question)
+    network = question.network
+    rest = network.answer(network.bag_mean[None], question.covariates)["type"][0]
+    assert torch.allclose(parts.sum(dim=0) + rest, question.answer(), atol=1e-10, rtol=0)
+    changed = scores("contribution", replace(question, covariates=other))
+    # Put beside the tiles, the age adds to the answer; modulating them, it changes what they mean.
+    assert torch.allclose(parts, changed, atol=1e-10, rtol=0) == (how == "concat")
+    assert not torch.allclose(question.answer(), replace(question, covariates=other).answer(), atol=1e-3)
+
+
+@pytest.mark.parametrize("how", ["concat", "film"])
+@pytest.mark.parametrize("hidden", [0, 16])
+def test_tiles_are_explained_with_the_covariates_as_they_are(how: str, hidden: int) -> None:
+    question, _ = told(how, hidden=hidden)
+    brute = question.answer() - one_by_one(question, torch.arange(question.n))
+    assert torch.allclose(scores("leave_one_out", question), brute, atol=1e-10, rtol=0)
+    nothing = question.of_tiles(question.network.mean.expand(question.n, -1)).detach()
+    found = scores("integrated_gradients(steps=200)", question).sum(dim=0)
+    assert torch.allclose(found, question.answer() - nothing, atol=0.02)
