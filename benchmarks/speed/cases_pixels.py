@@ -72,7 +72,7 @@ def macenko_torchstain(inputs: Inputs) -> Case:
     except ImportError as error:
         raise NotMeasured("needs torchstain: pip install 'histotl[dev]'") from error
     tiles = inputs.batch
-    transform = cast("StainNormalizer", create("stain", "macenko")).fit(tiles)
+    transform = cast("StainNormalizer", create("stain", "macenko(white=255)")).fit(tiles)
     theirs, planar = TorchMacenkoNormalizer(), tiles.permute(0, 3, 1, 2)
     return Case(
         name="macenko apply",

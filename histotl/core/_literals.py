@@ -15,15 +15,26 @@ def fit_literal(owner: type, name: str, value: object, *, where: str) -> object:
     Integers become floats and lists become tuples where the annotation says so; nothing else is converted.
 
     Raises:
-        SpecError: The value is of another type.
+        SpecError: The value is of another type, or none of those that there are.
     """
     hint = typing.get_type_hints(owner)[name]
     try:
         return _fit(value, hint)
     except TypeError as error:
-        shown = getattr(hint, "__name__", None) if not typing.get_args(hint) else None
-        wanted = shown or str(hint).replace("typing.", "")
+        wanted = _words(hint)
         raise SpecError(f"{where}: {name}={value!r} is not {wanted}", hint=f"give {name} as {wanted}") from error
+
+
+def _words(hint: object) -> str:
+    """An annotation as a person would say it: values that are named one by one are listed."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(repr, args))}"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_words, args))
+    if hint is type(None):
+        return "None"
+    return str(hint).replace("typing.", "") if args else getattr(hint, "__name__", str(hint))
 
 
 def _fit(value: object, hint: object) -> object:
@@ -38,12 +49,18 @@ def _fit(value: object, hint: object) -> object:
                 continue
         raise TypeError
     if origin is typing.Literal:
-        if value in args:
-            return value
-        raise TypeError
+        return _fit_choice(value, args)
     if origin is tuple:
         return _fit_tuple(value, args)
     return _fit_plain(value, type(None) if hint is None else (origin or hint))
+
+
+def _fit_choice(value: object, choices: tuple[object, ...]) -> object:
+    """The choice itself: 255.0 is equal to 255, but is written otherwise."""
+    for choice in choices:
+        if value == choice and isinstance(value, bool) == isinstance(choice, bool):
+            return choice
+    raise TypeError
 
 
 def _fit_plain(value: object, kind: object) -> object:

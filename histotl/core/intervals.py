@@ -23,7 +23,8 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 CONFIDENCE = 0.95
-_BLOCK = 1 << 18  # weights handled at a time by rankings; 2 MiB stays in the cache
+_BLOCK = 1 << 18  # weights handled at a time; 2 MiB stays in the cache
+_EXACT = 1 << 24  # whole numbers up to here are exact in single precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class Resamples:
 
     Args:
         unit: Index of each row's patient (n,).
-        weights: (p, 1 + b) uint16; column 0 is 1 for all.
+        weights: (p, 1 + b) uint16; column 0 is 1 for all. Draw after draw in memory.
     """
 
     unit: Ints
@@ -77,10 +78,14 @@ class Resamples:
             raise UsageError(f"{resamples} resamples of {len(unit)} rows", hint="give at least one row and 0 resamples")
         n_units = int(unit.max()) + 1
         rng = np.random.default_rng(seed)
-        weights = np.ones((n_units, 1 + resamples), dtype=np.uint16)
-        for b in range(1, 1 + resamples):
-            weights[:, b] = np.bincount(rng.integers(0, n_units, n_units), minlength=n_units)
-        return cls(unit=unit, weights=weights)
+        draws = np.ones((1 + resamples, n_units), dtype=np.uint16)
+        step = max(1, _BLOCK // n_units)
+        for at in range(1, 1 + resamples, step):
+            block = draws[at : at + step]
+            # Every draw counts in places of its own, so that one call counts them all.
+            drawn = rng.integers(0, n_units, block.shape) + np.arange(len(block))[:, None] * n_units
+            block[:] = np.bincount(drawn.ravel(), minlength=block.size).reshape(block.shape)
+        return cls(unit=unit, weights=draws.T)
 
     @property
     def n_units(self) -> int:
@@ -105,7 +110,10 @@ class Resamples:
         cells = n_classes**2
         cell = self.unit * cells + truth * n_classes + predicted
         counts = np.bincount(cell, minlength=self.n_units * cells).reshape(self.n_units, cells)
-        return (self.weights.T.astype(np.float64) @ counts).reshape(-1, n_classes, n_classes)
+        # No sum is larger than if all that is drawn were the patient with most rows.
+        kind = np.float32 if self.n_units * counts.sum(axis=1).max() < _EXACT else np.float64
+        found: Floats = (self.weights.T.astype(kind) @ counts.astype(kind)).astype(np.float64)
+        return found.reshape(-1, n_classes, n_classes)
 
     def mean(self, values: Floats) -> Floats:
         """Mean of one value a row (n,) for all draws (1 + b,)."""
@@ -120,7 +128,7 @@ class Resamples:
         """
         step = max(1, _BLOCK // len(self.unit))
         blocks = (self.weights[:, at : at + step] for at in range(0, self.weights.shape[1], step))
-        return np.concatenate([metric(block.astype(np.float64)[self.unit]) for block in blocks])
+        return np.concatenate([metric(block.astype(np.float64, order="C")[self.unit]) for block in blocks])
 
 
 def estimate(draws: Floats) -> Estimate:

@@ -11,6 +11,9 @@ A plug-in is a frozen dataclass in a file of its kind's folder:
 That one file is all: the folder is scanned on first use, so ``histotl list``, the flags, :func:`create`, the contract
 tests and provenance know it. Installed packages add theirs through the entry-point group ``histotl.<kind>``, whose
 entries name a module or a registered class.
+
+A class that gives other results than in an earlier release says so: ``version: ClassVar[int] = 2``. It stands in the
+identity of what is made with it, so that nothing made by the older one passes for current.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from typing import TypeVar
 
 from histotl.core._literals import fit_literal
 from histotl.core.errors import MissingDependencyError, SpecError, UnknownNameError
-from histotl.core.spec import Spec, parse_spec
+from histotl.core.spec import Spec, parse_spec, with_version
 
 PLUGIN_FOLDERS: Mapping[str, str] = {
     "reader": "histotl.wsi.readers",
@@ -78,6 +81,11 @@ class Plugin:
     def parameters(self) -> dict[str, object]:
         """Parameter names and their defaults; ``dataclasses.MISSING`` where one must be given."""
         return {f.name: _default(f) for f in dataclasses.fields(self.factory) if f.init}
+
+    @property
+    def version(self) -> int:
+        """Of its algorithm: 1 where the class does not say another."""
+        return int(getattr(self.factory, "version", 1))
 
 
 C = TypeVar("C", bound=type)
@@ -188,14 +196,28 @@ def canonical(component: object) -> str:
     Raises:
         SpecError: The object is of no registered class.
     """
+    found = _plugin_of(component)
+    args = {name: getattr(component, name) for name in found.parameters}
+    name = found.name
+    if found.family and "model" in args:
+        name = f"{name}/{args.pop('model')}"
+    return str(Spec(name, args))
+
+
+def identified(component: object) -> str:
+    """What identities hold of a component: :func:`canonical`, and the version of its algorithm.
+
+    Raises:
+        SpecError: The object is of no registered class.
+    """
+    return with_version(canonical(component), _plugin_of(component).version)
+
+
+def _plugin_of(component: object) -> Plugin:
     for plugins in _plugins.values():
         for found in plugins.values():
             if type(component) is found.factory:
-                args = {name: getattr(component, name) for name in found.parameters}
-                name = found.name
-                if found.family and "model" in args:
-                    name = f"{name}/{args.pop('model')}"
-                return str(Spec(name, args))
+                return found
     raise SpecError(f"{type(component).__name__} is not a registered component", hint="decorate it with @register")
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from histotl.core.errors import SpecError
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./:@+-]*")
+_VERSIONED = re.compile(r"(.*) version (\d+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -88,3 +89,17 @@ def split_spec(text: str) -> list[str]:
             continue
         parts[-1] += letter
     return [part.strip() for part in parts]
+
+
+def with_version(text: str, version: int) -> str:
+    """A spec as identities hold it: ``macenko(alpha=1.0) version 2``.
+
+    The first version goes without saying, as in files from before there were versions: they stay what they are.
+    """
+    return text if version == 1 else f"{text} version {version}"
+
+
+def split_version(text: str) -> tuple[str, int]:
+    """Inverse of :func:`with_version`."""
+    match = _VERSIONED.fullmatch(text)
+    return (text, 1) if match is None else (match[1], int(match[2]))

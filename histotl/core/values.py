@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from histotl.core.errors import UsageError
+from histotl.core.spec import split_version
 from histotl.core.units import nominal_magnification
 
 Edge = Literal["drop", "pad"]
@@ -194,7 +195,7 @@ class FeatureIdentity:
     Args:
         backbone: Everything of the card that changes the numbers.
         tiles: The tile spec; ``{"patches": true}`` for patch sets, whose images are used whole.
-        stain: Canonical spec of the stain normaliser.
+        stain: The stain normaliser as :func:`histotl.core.registry.identified` says it: canonical spec and version.
         compute: Number format of the forward pass: ``fp32``, ``bf16`` or ``fp16``; with ``+openvino`` or
             ``+onnxruntime`` when that library computed it.
         dtype: Number format on disk.
@@ -234,9 +235,14 @@ class FeatureIdentity:
 
     def differences(self, other: FeatureIdentity) -> list[str]:
         """Readable lines ``tiles.mpp: 0.5 != 1.0`` for every entry that differs."""
-        mine, theirs = _flatten(dataclasses.asdict(self)), _flatten(dataclasses.asdict(other))
+        mine, theirs = _flatten(self._parts()), _flatten(other._parts())
         keys = sorted(mine.keys() | theirs.keys())
         return [f"{k}: {mine.get(k)!r} != {theirs.get(k)!r}" for k in keys if mine.get(k) != theirs.get(k)]
+
+    def _parts(self) -> dict[str, object]:
+        """The entries; the stain's version is one of its own, as a spec is long."""
+        stain, version = split_version(self.stain)
+        return {**dataclasses.asdict(self), "stain": stain, "stain version": version}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -99,37 +99,49 @@ class Model:
 
 
 def load_models(config: EmbedConfig, tiles: TileSpec | None, *, stain: str, device: torch.device) -> tuple[Model, ...]:
-    """Load every backbone once, before any slide is opened.
+    """Load every backbone once, before any slide is opened; :func:`made_ready` is what a batch needs beside that.
 
     Args:
         config: Names them, and the number formats.
         tiles: The tile spec, None for patch sets.
-        stain: Canonical spec of the stain normaliser.
+        stain: The stain normaliser, as identities say it.
         device: Where they go.
 
     Raises:
         UnknownNameError: No backbone is called so.
         WeightsError: Weights cannot be had.
-        UsageError: Two backbones would write the same file.
+        UsageError: Two backbones would write the same file, or the runtime is none for this device.
     """
+    if config.runtime != "torch" and device.type != "cpu":
+        fact = f"--runtime {config.runtime} runs on a CPU, not on {device}"
+        raise UsageError(fact, hint="use --runtime torch, or --device cpu")
     backbones = [cast("Backbone", create("backbone", spec)) for spec in config.backbone]
     embedders = [backbone.load(device) for backbone in backbones]
     models: list[Model] = []
     for backbone, embedder in zip(backbones, embedders, strict=True):
         card = embedder.card
         compute = choose_precision(config.precision, card, device)
-        prepared = _prepared(embedder, compute, config, device)
-        is_plain = compute == "fp32" and device.type == "cpu"
-        if is_plain and isinstance(prepared, NetworkEmbedder) and _seconds_a_tile(prepared) < _FAST_S:
-            prepared = recorded(prepared)
         # A compiler keeps to torch's arithmetic; other libraries have their own, so their features are others.
         own = compute if config.runtime == "torch" else f"{compute}+{config.runtime}"
         identity = FeatureIdentity.of(card, tiles, stain=stain, compute=own, dtype=config.dtype)
-        models.append(Model(spec=canonical(backbone), embedder=prepared, device=device, identity=identity))
+        models.append(Model(spec=canonical(backbone), embedder=embedder, device=device, identity=identity))
         if config.precision not in ("auto", compute):
             log.warning("%s runs in %s: its card says that %s is wrong for it", card.name, compute, config.precision)
     _refuse_equal_names(models)
     return tuple(models)
+
+
+def made_ready(models: Sequence[Model], config: EmbedConfig) -> tuple[Model, ...]:
+    """Loaded models with their weights in the right format, in the runtime that was asked for.
+
+    That takes seconds to minutes and is for runs that have something to embed.
+
+    Raises:
+        UsageError: The runtime cannot run such a backbone.
+        SetupError: It cannot take this network, or gives other features than torch.
+        MissingDependencyError: Its library is not installed.
+    """
+    return tuple(replace(model, embedder=_prepared(model, config)) for model in models)
 
 
 def _seconds_a_tile(embedder: Embedder) -> float:
@@ -146,12 +158,12 @@ def _seconds_a_tile(embedder: Embedder) -> float:
     return seconds
 
 
-def _prepared(embedder: Embedder, compute: str, config: EmbedConfig, device: torch.device) -> Embedder:
-    """The embedder with its weights in the right format, in the runtime that was asked for."""
+def _prepared(model: Model, config: EmbedConfig) -> Embedder:
+    embedder, device, compute = model.embedder, model.device, model.identity.compute.partition("+")[0]
     half = None if compute == "fp32" else FORMATS[compute]
     if half is not None:
         embedder = hold_half(embedder, half)
-    return accelerate(
+    prepared = accelerate(
         embedder,
         "compile" if config.compile else config.runtime,
         batch_size=config.batch_size or fixed_batch(device),
@@ -159,15 +171,29 @@ def _prepared(embedder: Embedder, compute: str, config: EmbedConfig, device: tor
         device=device,
         half=half,
     )
+    is_plain = half is None and device.type == "cpu"
+    if is_plain and isinstance(prepared, NetworkEmbedder) and _seconds_a_tile(prepared) < _FAST_S:
+        return recorded(prepared)
+    return prepared
 
 
-def warn_of_other_identity(path: Path, model: Model, extras: Sequence[Extra] = ()) -> None:
-    """Say that a file which is there has other features, or extras, than a model would put into its folder."""
+def warn_of_other_identity(path: Path, model: Model, extras: Sequence[Extra] = (), *, tissue: str = "") -> None:
+    """Say that a file which is there has other features, or extras, than a model would put into its folder.
+
+    Args:
+        path: The file.
+        model: Whose features go there.
+        extras: What they have beside them.
+        tissue: What finds the tissue, as identities say it; empty where nothing does.
+    """
     try:
         found = open_embeddings(path)
     except StoreError:
         return  # damaged: said when its turn comes
     changes = ["it is not of histotl"] if found.identity is None else found.identity.differences(model.identity)
+    known = None if found.provenance is None else found.provenance.specs.get("tissue")
+    if tissue and known not in (None, tissue):
+        changes.append(f"tissue: {known!r} != {tissue!r}")
     # What is not there yet is not lost.
     changes += differences({extra.name: extra for extra in extras if extra.name in found.extras}, found.extras)
     if changes:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from histotl.core.atomic import write_bytes, write_text
 from histotl.core.errors import NoTissueError
 from histotl.core.provenance import Provenance
-from histotl.core.registry import canonical, create
+from histotl.core.registry import create, identified
 from histotl.core.values import SlideInfo, TileGrid
 from histotl.embed.config import TileConfig
 from histotl.embed.flags import mask_flags
@@ -42,15 +42,15 @@ def tissue_finder(tiling: TileConfig) -> TissueFinder:
 def source_digest(info: SlideInfo, tiling: TileConfig, finder: TissueFinder) -> str:
     """Digest of all that a slide's tiles come from beside the tile spec.
 
-    The slide's bytes, its pixel size (an override changes every tile), the reader, the tissue settings and, where they
-    name a file, what stands in it. It is recorded in the files, so that a run with another of these makes them
-    again instead of taking them for current.
+    The slide's bytes, its pixel size (an override changes every tile), the reader, the tissue settings with the
+    finder's version and, where they name a file, what stands in it. It is recorded in the files, so that a run with
+    another of these makes them again instead of taking them for current.
     """
     facts: dict[str, object] = {
         "slide": info.fingerprint,
         "mpp": (info.mpp_x, info.mpp_y),
         "reader": info.reader,
-        "tissue": canonical(finder),
+        "tissue": identified(finder),
         "min_area_um2": tiling.min_area_um2,
         "max_hole_um2": tiling.max_hole_um2,
     }

@@ -35,7 +35,7 @@ class Views:
     @property
     def spec(self) -> ViewSpec:
         """As the file says it."""
-        return ViewSpec(augment=str(self.chain), count=self.count, seed=self.seed)
+        return ViewSpec(augment=self.chain.identity, count=self.count, seed=self.seed)
 
     def maker(self, places: Sequence[tuple[str, range]], view: int) -> Callable[[torch.Tensor], torch.Tensor]:
         """What makes one view of a batch.

@@ -107,7 +107,8 @@ class EmbedConfig:
     """Number format of the forward pass; auto is bf16 on a GPU that has it, else fp16, and fp32 on a CPU."""
 
     batch_size: int = 0
-    """Tiles per forward pass; 0 finds the fastest by trying: on a CPU while running, on a GPU before."""
+    """Tiles per forward pass; on a CPU several passes run side by side, each with as many. 0 finds the fastest by
+    trying: on a CPU while running, on a GPU before."""
 
     workers: int = 0
     """Reader threads; 0 chooses by the cores that this process may use."""
@@ -138,6 +139,9 @@ class EmbedConfig:
         if self.compile and self.runtime != "torch":
             fact = f"--compile is of torch and does not go with --runtime {self.runtime}"
             raise UsageError(fact, hint="leave one of them out")
+        if self.runtime != "torch" and self.precision not in ("auto", "fp32"):
+            fact = f"--runtime {self.runtime} computes in fp32, not in {self.precision}"
+            raise UsageError(fact, hint="leave out --precision, or give --runtime torch")
         if bool(self.views) != bool(self.augment):
             fact = f"--views {self.views} with --augment {self.augment!r}"
             raise UsageError(fact, hint="give both, such as --views 4 --augment 'd4 + hed_jitter', or none")

@@ -26,20 +26,20 @@ from histotl.core.condition import Condition
 from histotl.core.device import choose_device
 from histotl.core.progress import Report, silent
 from histotl.core.provenance import Provenance
-from histotl.core.registry import canonical, create
+from histotl.core.registry import create, identified
 from histotl.core.values import SlideEntry, SlideInfo, TileGrid
 from histotl.embed._accelerator import accelerator_of
 from histotl.embed._batch_size import choose_batches
-from histotl.embed._claim import claim
+from histotl.embed._claim import State, claim
 from histotl.embed._compute import Compute, measured
 from histotl.embed._decoder import DecoderChoice
 from histotl.embed._filing import Filing
 from histotl.embed._flow import Flow, Found, OnTheWay
 from histotl.embed._job import SlideJob, Work
-from histotl.embed._models import Model, load_models, warn_of_other_identity
+from histotl.embed._models import Model, load_models, made_ready, warn_of_other_identity
 from histotl.embed._plan import plan_slide, source_digest, tissue_finder
 from histotl.embed._quality import drop_condition, figures_of, quality_extras, slide_quality, without_dropped
-from histotl.embed._reading import Feed
+from histotl.embed._reading import Feed, Turn
 from histotl.embed._slides import Account, list_entries, open_entry
 from histotl.embed._views import Views, views_of
 from histotl.embed._workers import Workers
@@ -47,7 +47,7 @@ from histotl.embed.config import EmbedConfig, TileConfig
 from histotl.embed.device import Forwards, choose_forwards, choose_planners, choose_workers, compute_settings
 from histotl.embed.stain_target import StainPlan, fallen_back, look_up, sample_slide
 from histotl.embed.summary import RunSummary
-from histotl.embed.telemetry import Clock
+from histotl.embed.telemetry import Clock, Telemetry
 from histotl.image.measures import Measures
 from histotl.image.stain.base import StainNormalizer, StainTransform
 from histotl.store import layout
@@ -85,7 +85,7 @@ def embed_slides(
     Raises:
         UsageError: A name, spec or manifest is wrong; before any slide is opened.
         SetupError: Weights or the device cannot be had; before any slide is opened, but for those that the stain
-            normaliser's target names.
+            normaliser's target names. The runtime cannot take the network; before a slide is embedded.
         SlideError: No stain can be estimated from the target that was given.
     """
     stain = cast("StainNormalizer", create("stain", config.stain))
@@ -100,7 +100,7 @@ def embed_slides(
     forwards = choose_forwards(config, device, readers)
     with compute_settings(forwards):
         plan = look_up(stain, entries, tiling, Path(out), report, choose_planners(device))
-        named = canonical(plan.normalizer)
+        named = identified(plan.normalizer)
         models = load_models(config, tiling.spec, stain=named, device=device)
         clock = Clock()
         engine = _Engine(
@@ -143,11 +143,72 @@ class _Engine:
         self, entries: Sequence[SlideEntry], device: torch.device, readers: int, forwards: Forwards, report: Report
     ) -> RunSummary:
         """Embed all slides; those that fail are recorded and the run goes on."""
+        account = Account(stage="embed", total=len(entries), out=self.out, report=report)
+        telemetry: Telemetry | None = None
+        dropped = 0
+        try:
+            if left := self._left(entries, account, choose_planners(device)):
+                ready = replace(self, models=made_ready(self.models, self.config))
+                telemetry, dropped = ready.embed(left, account, device, readers, forwards)
+        finally:
+            account.write_failures()
+        account.record_flags(self.tiling.spec, entries, self._fallbacks(entries))
+        # All models saw the same tiles: the files of the first one say it all.
+        files = (self._path(self.models[0], entry) for entry in entries if self.measures.measures)
+        quality = slide_quality(path for path in files if path.is_file())
+        return replace(account.summary(telemetry), quality=quality, dropped=dropped)
+
+    def _left(self, entries: Sequence[SlideEntry], account: Account, planners: int) -> list[SlideEntry]:
+        """The slides that are to be embedded; those that are finished are counted, before anything is built for them.
+
+        Only those whose files are all there are opened for it.
+        """
+        there = [
+            entry
+            for entry in entries
+            if not self.config.overwrite and all(self._path(model, entry).is_file() for model in self.models)
+        ]
+        finished: set[str] = set()
+        with Feed[SlideEntry, SlideJob](readers=1, planners=planners, slides_ahead=2 * planners) as feed:
+            for turn in feed.over(there, self._look):
+                if isinstance(turn, Turn):  # there is nothing to read, so there are no batches
+                    job = account.attempt([turn], turn.prepared)
+                    feed.close(turn)
+                    if job is not None and job.state == "current":
+                        account.count(turn.item, job.state)
+                    if job is None or job.state == "current":
+                        finished.add(turn.item.slide_id)
+        return [entry for entry in entries if entry.slide_id not in finished]
+
+    def _look(self, entry: SlideEntry) -> SlideJob:
+        """Whether a slide whose files are there is finished."""
+        with self.clock.stage("plan"), ExitStack() as held:
+            slide = open_entry(entry, self.tiling)
+            held.callback(slide.close)
+            state, _ = self._claim(entry, source_digest(slide.info, self.tiling, self.finder), held)
+            return SlideJob(state=state)
+
+    def _claim(self, entry: SlideEntry, source: str, held: ExitStack) -> tuple[State, tuple[Model, ...]]:
+        return claim(
+            self.models,
+            lambda model: self._path(model, entry),
+            lambda model: self._is_current(model, entry, source),
+            held,
+        )
+
+    def embed(
+        self,
+        entries: Sequence[SlideEntry],
+        account: Account,
+        device: torch.device,
+        readers: int,
+        forwards: Forwards,
+    ) -> tuple[Telemetry | None, int]:
+        """Embed slides with models that are ready; what it took, and how many tiles were left out for their quality."""
         planners = choose_planners(device)
         accelerator = accelerator_of(device)
         side = self.tiling.tile_px
         batch_size, most, tuner = choose_batches(self.config, self.models, accelerator, side, forwards.count)
-        account = Account(stage="embed", total=len(entries), out=self.out, report=report)
         compute, workers = Compute(accelerator, self.clock), Workers[OnTheWay, Found](forwards)
         feed = Feed[SlideEntry, SlideJob](
             readers=readers,
@@ -159,29 +220,22 @@ class _Engine:
             held=workers.most_on_way,
             is_busy=workers.are_busy,
         )
-        try:
-            with feed, workers, Filing(self.clock) as filing:
-                flow = Flow(
-                    feed=feed,
-                    compute=compute,
-                    workers=workers,
-                    filing=filing,
-                    account=account,
-                    clock=self.clock,
-                    tuner=tuner,
-                    one_transform=not self.stain.needs_fit,
-                    views=self.views,
-                    figures=figures_of(self.measures, self.tiling.mpp),
-                )
-                flow.over(entries, self.prepare)
-        finally:
-            account.write_failures()
-        account.record_flags(self.tiling.spec, entries, self._fallbacks(entries))
-        # All models saw the same tiles: the files of the first one say it all.
-        files = (self._path(self.models[0], entry) for entry in entries if self.measures.measures)
-        quality = slide_quality(path for path in files if path.is_file())
+        with feed, workers, Filing(self.clock) as filing:
+            flow = Flow(
+                feed=feed,
+                compute=compute,
+                workers=workers,
+                filing=filing,
+                account=account,
+                clock=self.clock,
+                tuner=tuner,
+                one_transform=not self.stain.needs_fit,
+                views=self.views,
+                figures=figures_of(self.measures, self.tiling.mpp),
+            )
+            flow.over(entries, self.prepare)
         if not account.n_tiles:
-            return replace(account.summary(), quality=quality)
+            return None, 0
         telemetry = measured(
             self.clock,
             self.models,
@@ -197,14 +251,14 @@ class _Engine:
             fallback_tiles=flow.totals.fallback_tiles,
             mbytes_read=flow.totals.bytes_read / 1e6,
         )
-        return replace(account.summary(telemetry), quality=quality, dropped=flow.totals.dropped)
+        return telemetry, flow.totals.dropped
 
     def warn_of_replacement(self) -> None:
         """Say, before the work, that files made with other options are where the new ones go: a folder has one kind."""
         for model in self.models:
             folder = layout.features_path(self.out, self.tiling.spec, model.card, "any").parent
             for path in sorted(folder.glob("*.h5"))[:1]:
-                warn_of_other_identity(path, model, self._extras)
+                warn_of_other_identity(path, model, self._extras, tissue=identified(self.finder))
 
     def prepare(self, entry: SlideEntry) -> SlideJob:
         """Open, lock, plan, fit the stain, begin the files; in a planner, while earlier slides are being embedded."""
@@ -212,12 +266,7 @@ class _Engine:
             slide = open_entry(entry, self.tiling)
             held.callback(slide.close)
             source = source_digest(slide.info, self.tiling, self.finder)
-            state, models = claim(
-                self.models,
-                lambda model: self._path(model, entry),
-                lambda model: self._is_current(model, entry, source),
-                held,
-            )
+            state, models = self._claim(entry, source, held)
             if state != "ready":
                 return SlideJob(state=state)
             made = self._provenance(slide.info)
@@ -288,9 +337,9 @@ class _Engine:
             "tiling": asdict(self.tiling),
             "embed": asdict(self.config),
             "backbones": [model.spec for model in self.models],
-            "stain": canonical(self.stain.normalizer),
-            "tissue": canonical(self.finder),
-            **({} if self.views is None else {"augment": str(self.views.chain)}),
+            "stain": identified(self.stain.normalizer),
+            "tissue": identified(self.finder),
+            **({} if self.views is None else {"augment": self.views.spec.augment}),
             "quality": list(self.measures.specs),
         }
 

@@ -27,13 +27,13 @@ from histotl.core.device import choose_device
 from histotl.core.errors import SlideError, UsageError
 from histotl.core.progress import Report, Step, silent
 from histotl.core.provenance import Provenance
-from histotl.core.registry import canonical, create
+from histotl.core.registry import create, identified
 from histotl.embed._accelerator import accelerator_of
 from histotl.embed._claim import claim
 from histotl.embed._compute import Change, Compute, Features, measured
 from histotl.embed._filing import Filing
 from histotl.embed._interrupt import unbroken
-from histotl.embed._models import Model, load_models, warn_of_other_identity
+from histotl.embed._models import Model, load_models, made_ready, warn_of_other_identity
 from histotl.embed._patch_set import Patch, PatchFacts, SameSize, digest_of, inspect_all, list_patches, set_name
 from histotl.embed._quality import figures_of, quality_extras, slide_quality
 from histotl.embed._reading import Batch, Feed, Turn
@@ -73,8 +73,8 @@ def embed_patches(
     """Embed patch images into ``out/features_<backbone>/<name of the manifest or folder>.h5``.
 
     Images may differ in size: each is resized by the backbone's own preprocessing, on the device. A stain normaliser
-    is fitted on every patch alone, because what a set has in common is not known; a patch that it cannot be fitted on
-    counts as unreadable.
+    is fitted on every patch alone, because what a set has in common is not known, and against a white of 255, because
+    patches rarely show glass; a patch that it cannot be fitted on counts as unreadable.
 
     Args:
         manifest: A CSV with a column ``path`` relative to its folder, or a folder of images.
@@ -102,7 +102,7 @@ def embed_patches(
     forwards = choose_forwards(config, device, workers)
     with compute_settings(forwards), ExitStack() as held:
         plan = look_up_patches(stain, patches, out, report)
-        named = canonical(plan.normalizer)
+        named = identified(plan.normalizer)
         models = load_models(config, None, stain=named, device=device)
         layout.prepare_output(out)
         layout.remove_stale_parts(out)
@@ -127,7 +127,7 @@ def embed_patches(
             if run.path(model).is_file():
                 warn_of_other_identity(run.path(model), model, run.extras)
         state, todo = ("current", ()) if failed else claim(models, run.path, run.is_current, held)
-        telemetry = run.embed(todo) if state == "ready" else None
+        telemetry = run.embed(made_ready(todo, config)) if state == "ready" else None
     failed = sorted(run.failed, key=lambda failure: failure.slide_id)
     write_failures(out, failed, keep=[patch.text for patch in patches] if state == "busy" else ())
     done = state == "ready" and not failed
@@ -328,8 +328,8 @@ class _PatchRun:
         specs = {
             "embed": asdict(self.config),
             "backbones": [each.spec for each in models],
-            "stain": canonical(self.stain.normalizer),
-            **({} if self.views is None else {"augment": str(self.views.chain)}),
+            "stain": identified(self.stain.normalizer),
+            **({} if self.views is None else {"augment": self.views.spec.augment}),
             "quality": list(self.measures.specs),
         }
         meta = EmbeddingsMeta(
@@ -337,7 +337,7 @@ class _PatchRun:
             card=model.card,
             provenance=Provenance.now(specs=specs, inputs={"patches": self.source}),
             items=tuple(patch.text for patch in self.patches),
-            stain_state={"fitted_on": "each patch alone"} if self.stain.needs_fit else {},
+            stain_state=self.stain.of_patches,
             source_fingerprint=self.source,
             extras=self.extras,
         )

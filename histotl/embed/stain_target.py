@@ -23,12 +23,13 @@ import torch
 from histotl.core.atomic import write_text
 from histotl.core.errors import HistotlError, NoTissueError, StainError, UsageError
 from histotl.core.progress import Report, Step
-from histotl.core.registry import canonical
+from histotl.core.registry import identified
 from histotl.core.values import SlideEntry, TileGrid
 from histotl.embed._patch_set import IMAGE_SUFFIXES, Patch, read_patch
 from histotl.embed._plan import lay_grid, sample_rows, tissue_finder
 from histotl.embed._slides import open_entry
 from histotl.embed.config import TileConfig
+from histotl.image._slide_stain import SlideStain
 from histotl.image._transforms import Unchanged
 from histotl.image.estimate import Estimate, median, read_estimate
 from histotl.image.stain.base import StainNormalizer, StainTransform, TargetedNormalizer
@@ -48,6 +49,9 @@ COHORT_SLIDES = 32
 COHORT_PATCHES = 256
 """The same of patch images."""
 
+_NO_GLASS = "patches are cut from tissue: too few show glass, and whether two are of one slide is not known"
+"""Why the white of patch images is 255."""
+
 _IMAGES = IMAGE_SUFFIXES - {".tif", ".tiff"}
 """Endings of targets that are pictures; any other file is a slide."""
 
@@ -61,10 +65,12 @@ class StainPlan:
     Args:
         normalizer: Its spec is the one that the features' identity names.
         cohort: The cohort's own stain, where that is the fallback.
+        white_unknown: Why its white is 255, where that of each slide was asked for; else empty.
     """
 
     normalizer: StainNormalizer
     cohort: Estimate | None = None
+    white_unknown: str = ""
 
     @property
     def needs_fit(self) -> bool:
@@ -75,6 +81,14 @@ class StainPlan:
     def falls_back(self) -> bool:
         """Whether a slide may be taken whose stain cannot be estimated."""
         return isinstance(self.normalizer, TargetedNormalizer) and self.normalizer.fallback != "fail"
+
+    @property
+    def of_patches(self) -> dict[str, object]:
+        """What the file of a set of patches says in place of a fitted state."""
+        if not self.needs_fit:
+            return {}
+        unknown = {"white_unknown": self.white_unknown} if self.white_unknown else {}
+        return {"fitted_on": "each patch alone", **unknown}
 
     def fit(self, sample: torch.Tensor) -> StainTransform:
         """Fit the normaliser on uint8 RGB (n, h, w, 3), or fall back; the transform's state then gives the reason.
@@ -119,13 +133,17 @@ def look_up(
 
 
 def look_up_patches(stain: StainNormalizer, patches: Sequence[Patch], out: Path, report: Report) -> StainPlan:
-    """The same for a set of patch images, each of which is normalised on its own."""
+    """The same for a set of patch images, each of which is normalised on its own, and against a white of 255."""
+    unknown = ""
+    if isinstance(stain, SlideStain) and stain.white == "slide":
+        stain, unknown = replace(stain, white=255), _NO_GLASS
 
     def estimate(patch: Patch) -> Estimate:
         return cast("TargetedNormalizer", stain).estimate(torch.from_numpy(read_patch(patch)[None].copy()))
 
     where = hashlib.sha256("\n".join(patch.text for patch in patches).encode()).hexdigest()
-    return _plan(stain, partial(_cohort, patches, estimate, COHORT_PATCHES, 1, report), where, out, TileConfig())
+    plan = _plan(stain, partial(_cohort, patches, estimate, COHORT_PATCHES, 1, report), where, out, TileConfig())
+    return replace(plan, white_unknown=unknown)
 
 
 def fallen_back(state: Mapping[str, object]) -> str:
@@ -206,7 +224,7 @@ def _cohort(
 
 def _kept(stain: TargetedNormalizer, cohort: Callable[[], Estimate], where: str, out: Path) -> Estimate:
     """The cohort's stain from the output folder, estimated and put there if it is the first time."""
-    settings = canonical(replace(cast("Any", stain), target="", fallback="fail"))
+    settings = identified(replace(cast("Any", stain), target="", fallback="fail"))
     digest = hashlib.sha256(f"{settings} {where}".encode()).hexdigest()[:8]
     path = out / "stain" / f"{stain.name}-{digest}.json"
     if not path.exists():

@@ -10,7 +10,7 @@ from pathlib import Path
 from histotl.core.errors import StoreError
 from histotl.core.progress import Report, silent
 from histotl.core.provenance import Provenance
-from histotl.core.registry import canonical
+from histotl.core.registry import identified
 from histotl.core.values import SlideEntry
 from histotl.embed._claim import claim
 from histotl.embed._job import SlideJob
@@ -85,7 +85,7 @@ class _Tiler:
             state, _ = claim([path], lambda key: key, lambda key: self._is_current(key, entry, source), held)
             if state != "ready":
                 return SlideJob(state=state)
-            specs = {"tiling": asdict(self.tiling), "tissue": canonical(self.finder)}
+            specs = {"tiling": asdict(self.tiling), "tissue": identified(self.finder)}
             made = Provenance.now(specs=specs, inputs={"slide": slide.info.fingerprint, "source": source})
             grid = plan_slide(slide, self.tiling, self.finder, self.out, made, source)
             return SlideJob(state=state, info=slide.info, grid=grid, held=held.pop_all())

@@ -146,8 +146,8 @@ def _gate(evidence: Evidence) -> str:
     if evidence.gate.separation:
         sentences.append(
             "Separation compares the evaluated split with the rows marked as out of distribution. Two readings go by "
-            "the name FPR95: id_flagged_at_95_ood_recall is the share of known rows that a threshold flags which "
-            "catches 95 % of the OOD rows; ood_missed_at_95_id_kept is the share of OOD rows that pass a threshold "
-            "which keeps 95 % of the known rows."
+            "the name FPR95: the share of known rows that a threshold flags which catches 95 % of the OOD rows "
+            "(id_flagged_at_95_ood_recall in metrics.json), and the share of OOD rows that pass a threshold which "
+            "keeps 95 % of the known rows (ood_missed_at_95_id_kept)."
         )
     return " ".join(sentences)

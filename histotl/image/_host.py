@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from histotl.image._lab import FROM_XYZ, KNEE, KNEE_ROOT, TO_XYZ, linear_levels
+from histotl.image._lab import KNEE, KNEE_ROOT, from_xyz, linear_levels, to_xyz
 from histotl.image._od import IO, Array, od_table
-from histotl.image._planes import is_exact
+from histotl.image._planes import CLEAR, Triple, is_exact
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -74,7 +74,13 @@ def restained(
 
 
 def relit(
-    tiles: torch.Tensor, gain: tuple[float, ...], shift: tuple[float, ...], *, dtype: torch.dtype = torch.uint8
+    tiles: torch.Tensor,
+    gain: tuple[float, ...],
+    shift: tuple[float, ...],
+    *,
+    white: Triple = CLEAR,
+    glass: Triple = CLEAR,
+    dtype: torch.dtype = torch.uint8,
 ) -> torch.Tensor:
     """Apply a gain and a shift to each of L*, a* and b*.
 
@@ -84,6 +90,8 @@ def relit(
         tiles: uint8 RGB (b, h, w, 3) on the CPU.
         gain: Factors of L*, a* and b*.
         shift: Added after them.
+        white: Levels of R, G and B that have L* = 100 and no colour before.
+        glass: The same after.
         dtype: Of the result, see :func:`histotl.image._planes.map_planes`.
     """
     gl, ga, gb = gain
@@ -97,7 +105,7 @@ def relit(
         ],
         np.float32,
     )
-    to_xyz, from_xyz = np.array(TO_XYZ, np.float32), np.array(FROM_XYZ, np.float32)
+    before, after = np.array(to_xyz(white), np.float32), np.array(from_xyz(glass), np.float32)
     table = linear_levels().astype(np.float32).reshape(256, 1)
     log_gain, step = math.log(1.055 * 255), 0.055 * 255
 
@@ -105,7 +113,7 @@ def relit(
         a, b = _scratch(tile.shape)
         flat_a, flat_b = _flat(a), _flat(b)
         cv2.LUT(tile, table, a)
-        cv2.transform(a, to_xyz, b)
+        cv2.transform(a, before, b)
         low = flat_b <= KNEE if tile.min() < _LEVEL_KNEE else None
         _power(flat_b, flat_a, 1 / 3)
         if low is not None:
@@ -115,7 +123,7 @@ def relit(
         np.multiply(flat_a, flat_b, out=flat_a)
         low = flat_b <= KNEE_ROOT
         flat_a[low] = (flat_b[low] - 16 / 116) / 7.787
-        cv2.transform(a, from_xyz, b)
+        cv2.transform(a, after, b)
         low = flat_b <= _LINEAR_KNEE
         _power(flat_b, flat_a, 1 / 2.4, log_gain)
         np.subtract(flat_a, step, out=flat_a)

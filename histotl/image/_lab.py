@@ -8,23 +8,40 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from histotl.image._planes import Planes, look_up
+from histotl.image._planes import CLEAR, Planes, Triple, look_up
 
 # IEC 61966-2-1 primaries, to the digits that scikit-image and most colour tools use.
 _XYZ_OF_RGB = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
 _WHITE = np.array([0.95047, 1.0, 1.08883])
 # Division by the white point is folded into the matrices.
-TO_XYZ = (_XYZ_OF_RGB / _WHITE[:, None]).tolist()
-FROM_XYZ = (np.linalg.inv(_XYZ_OF_RGB) * _WHITE[None, :]).tolist()
+_TO_XYZ = _XYZ_OF_RGB / _WHITE[:, None]
+_FROM_XYZ = np.linalg.inv(_XYZ_OF_RGB) * _WHITE[None, :]
 KNEE = 0.008856
 KNEE_ROOT = 6 / 29
 
 
-def linear_levels() -> npt.NDArray[np.float64]:
-    """Linear light, 0 to 1, of the 256 levels of sRGB."""
-    level = np.arange(256) / 255
+def linear_light(levels: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Linear light, 0 to 1, of levels of sRGB, which may be fractions."""
+    level = np.asarray(levels, np.float64) / 255
     linear: npt.NDArray[np.float64] = np.where(level > 0.04045, ((level + 0.055) / 1.055) ** 2.4, level / 12.92)
     return linear
+
+
+def linear_levels() -> npt.NDArray[np.float64]:
+    """Linear light of the 256 levels."""
+    return linear_light(np.arange(256))
+
+
+def to_xyz(white: Triple) -> list[list[float]]:
+    """Rows that give X, Y and Z over those of white from linear light; white are these levels of sRGB."""
+    rows: list[list[float]] = (_TO_XYZ / linear_light(white)).tolist()
+    return rows
+
+
+def from_xyz(white: Triple) -> list[list[float]]:
+    """Inverse of :func:`to_xyz`."""
+    rows: list[list[float]] = (_FROM_XYZ * linear_light(white)[:, None]).tolist()
+    return rows
 
 
 @cache
@@ -33,19 +50,19 @@ def _linear_table(device: torch.device) -> torch.Tensor:
         return torch.from_numpy(linear_levels()).to(device=device, dtype=torch.float32)
 
 
-def lab_of_levels(planes: Planes) -> list[torch.Tensor]:
-    """L* (0 to 100), a* and b* as float32 planes, from three uint8 planes of sRGB."""
+def lab_of_levels(planes: Planes, white: Triple = CLEAR) -> list[torch.Tensor]:
+    """L* (0 to 100), a* and b* as float32 planes, from three uint8 planes of sRGB; ``white`` has 100, 0 and 0."""
     table = _linear_table(planes[0].device)
     linear = [look_up(table, plane) for plane in planes]
-    fx, fy, fz = (_root(_combine(linear, row)) for row in TO_XYZ)
+    fx, fy, fz = (_root(_combine(linear, row)) for row in to_xyz(white))
     return [fy * 116 - 16, (fx - fy) * 500, (fy - fz) * 200]
 
 
-def levels_of_lab(lab: Planes) -> list[torch.Tensor]:
-    """Level + 0.5 of sRGB, not clipped above 255, from three planes of L*, a* and b*."""
+def levels_of_lab(lab: Planes, white: Triple = CLEAR) -> list[torch.Tensor]:
+    """Level + 0.5 of sRGB, not clipped above 255, from three planes of L*, a* and b*, to which ``white`` is white."""
     fy = (lab[0] + 16) / 116
     xyz = [_cube(lab[1] / 500 + fy), _cube(fy), _cube(fy - lab[2] / 200)]
-    return [_encode(_combine(xyz, row)) for row in FROM_XYZ]
+    return [_encode(_combine(xyz, row)) for row in from_xyz(white)]
 
 
 def _combine(planes: Planes, row: list[float]) -> torch.Tensor:

@@ -7,6 +7,7 @@ which white has a negative density.)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cache
 
@@ -15,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from histotl.core.errors import NoTissueError
-from histotl.image._planes import Planes, look_up
+from histotl.image._planes import CLEAR, Planes, look_up
 
 Array = npt.NDArray[np.float64]
 
@@ -31,10 +32,15 @@ SAMPLE_PIXELS = 1_000_000
 """Most pixels that a fit looks at; percentiles and moments are settled long before."""
 
 
+def density_of(levels: npt.ArrayLike) -> Array:
+    """Optical density of levels, which may be fractions."""
+    density: Array = -np.log((np.asarray(levels, np.float64) + 1) / IO)
+    return density
+
+
 def od_table() -> Array:
     """Optical density of the 256 levels, float64."""
-    table: Array = -np.log((np.arange(256) + 1) / IO)
-    return table
+    return density_of(np.arange(256))
 
 
 def sample_pixels(sample: torch.Tensor) -> npt.NDArray[np.uint8]:
@@ -46,7 +52,9 @@ def sample_pixels(sample: torch.Tensor) -> npt.NDArray[np.uint8]:
     return thinned
 
 
-def stained_pixels(sample: torch.Tensor, *, beta: float, name: str) -> npt.NDArray[np.uint8]:
+def stained_pixels(
+    sample: torch.Tensor, white: npt.ArrayLike = CLEAR, *, beta: float, name: str
+) -> npt.NDArray[np.uint8]:
     """Pixels (n, 3) whose mean density over the channels is at least ``beta``.
 
     The mean, not every single channel: pure eosin takes so little red light (density under 0.15 at usual strength)
@@ -54,6 +62,7 @@ def stained_pixels(sample: torch.Tensor, *, beta: float, name: str) -> npt.NDArr
 
     Args:
         sample: uint8 RGB (n, h, w, 3).
+        white: Levels of R, G and B (3,) that density is measured against.
         beta: Density, natural logarithm.
         name: Who asks, for the message.
 
@@ -61,7 +70,7 @@ def stained_pixels(sample: torch.Tensor, *, beta: float, name: str) -> npt.NDArr
         NoTissueError: There are fewer than :data:`MIN_PIXELS`.
     """
     pixels = sample_pixels(sample)
-    stained: npt.NDArray[np.uint8] = pixels[od_table()[pixels].mean(axis=1) >= beta]
+    stained: npt.NDArray[np.uint8] = pixels[od_table()[pixels].mean(axis=1) >= beta + density_of(white).mean()]
     if len(stained) < MIN_PIXELS:
         fact = f"{name}: {len(stained)} of {len(pixels)} sampled pixels are stained, at least {MIN_PIXELS} are needed"
         raise NoTissueError(fact, hint=CURE)
@@ -80,17 +89,17 @@ def densities(planes: Planes) -> list[torch.Tensor]:
     return [look_up(table, plane) for plane in planes]
 
 
-def mix(density: Planes, weights: Sequence[float | torch.Tensor], offset: torch.Tensor | None = None) -> torch.Tensor:
+def mix(density: Planes, weights: Sequence[float | torch.Tensor], offset: float | torch.Tensor = 0.0) -> torch.Tensor:
     """Level + 0.5 of one output channel from the three densities.
 
     Args:
         density: Three planes (k, n).
         weights: Three factors: numbers, or tensors (k, 1) that differ by tile.
-        offset: Added density, likewise; None for none.
+        offset: Added density, likewise.
     """
     # Element-wise on purpose: a matrix product would run in half precision under autocast.
     total = density[0] * weights[0]
     total.add_(density[1] * weights[1]).add_(density[2] * weights[2])
-    if offset is not None:
-        total.add_(offset)
-    return total.neg_().exp_().mul_(IO).sub_(0.5)
+    if isinstance(offset, torch.Tensor):
+        return total.add_(offset).neg_().exp_().mul_(IO).sub_(0.5)
+    return total.neg_().exp_().mul_(IO * math.exp(-offset)).sub_(0.5)  # a number costs nothing here

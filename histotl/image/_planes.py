@@ -11,6 +11,11 @@ from histotl.core.errors import UsageError
 Planes = Sequence[torch.Tensor]
 """R, G and B of k tiles: three tensors (k, h * w)."""
 
+Triple = tuple[float, float, float]
+
+CLEAR: Triple = (255.0, 255.0, 255.0)
+"""Levels of clear glass, which is what white is unless the slide's own glass is known."""
+
 _CPU_PIXELS = 1 << 16
 _DEVICE_PIXELS = 1 << 24
 

@@ -1,8 +1,9 @@
 """What a fitted stain normaliser is: a pure function of colour, the same for every pixel of a slide.
 
 Three kinds are enough for all methods: a matrix on optical densities, a gain and a shift of L*, a* and b*, and a table
-of levels for each channel. Each has a way for the CPU (:mod:`histotl.image._host`) and one in torch for other devices;
-they differ by a level where a value lies on the border between two. Both can give the levels before rounding.
+of levels for each channel. What white is before and after is in their numbers, and costs nothing. Each has a way for
+the CPU (:mod:`histotl.image._host`) and one in torch for other devices; they differ by a level where a value lies on
+the border between two. Both can give the levels before rounding.
 """
 
 from __future__ import annotations
@@ -17,31 +18,33 @@ import torch
 from histotl.image import _host
 from histotl.image._lab import lab_of_levels, levels_of_lab
 from histotl.image._od import densities, mix
-from histotl.image._planes import Planes, is_exact, look_up, map_planes
+from histotl.image._planes import CLEAR, Planes, Triple, is_exact, look_up, map_planes
 
 
 @dataclass(frozen=True, kw_only=True)
 class OdTransform:
-    """A 3 x 3 matrix on optical densities. White stays white.
+    """A 3 x 3 matrix on optical densities, and what is added to them. Without that white stays white.
 
     Args:
         matrix: Row r gives the new density of channel r from the old densities of R, G and B.
+        offset: Densities that are added to those of R, G and B: they move the slide's glass to the reference's.
         state: The fitted numbers that the matrix came from.
     """
 
     matrix: tuple[tuple[float, ...], ...]
     state: Mapping[str, object]
+    offset: Triple = (0.0, 0.0, 0.0)
 
     def __call__(self, tiles: torch.Tensor, *, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
         """Apply to uint8 RGB (b, h, w, 3): table, nine multiplications, exponential."""
         if _host.is_host(tiles):
-            return _host.restained(tiles, np.array(self.matrix), dtype=dtype)
+            return _host.restained(tiles, np.array(self.matrix), np.array([self.offset]), dtype=dtype)
         return map_planes(tiles, self.on_planes, dtype=dtype)
 
     def on_planes(self, planes: Planes, _rows: slice) -> Planes:
         """The same for three planes of any device; see :func:`histotl.image._planes.map_planes`."""
         density = densities(planes)
-        return [mix(density, row) for row in self.matrix]
+        return [mix(density, row, added) for row, added in zip(self.matrix, self.offset, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,22 +55,26 @@ class LabTransform:
         gain: Factors.
         shift: Added after them.
         state: The fitted numbers that they came from.
+        white: Levels of R, G and B that have L* = 100 and no colour before.
+        glass: The same after.
     """
 
     gain: tuple[float, ...]
     shift: tuple[float, ...]
     state: Mapping[str, object]
+    white: Triple = CLEAR
+    glass: Triple = CLEAR
 
     def __call__(self, tiles: torch.Tensor, *, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
         """Apply to uint8 RGB (b, h, w, 3)."""
         if _host.is_host(tiles):
-            return _host.relit(tiles, self.gain, self.shift, dtype=dtype)
+            return _host.relit(tiles, self.gain, self.shift, white=self.white, glass=self.glass, dtype=dtype)
         return map_planes(tiles, self.on_planes, dtype=dtype)
 
     def on_planes(self, planes: Planes, _rows: slice) -> Planes:
         """The same for three planes of any device; see :func:`histotl.image._planes.map_planes`."""
-        lab = lab_of_levels(planes)
-        return levels_of_lab([p * g + s for p, g, s in zip(lab, self.gain, self.shift, strict=True)])
+        lab = lab_of_levels(planes, self.white)
+        return levels_of_lab([p * g + s for p, g, s in zip(lab, self.gain, self.shift, strict=True)], self.glass)
 
 
 @dataclass(frozen=True, kw_only=True)

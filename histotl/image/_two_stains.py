@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from histotl.core.errors import StainError, UsageError
-from histotl.image._od import CURE, Array, od_table
+from histotl.image._od import CURE, Array, density_of, od_table
+from histotl.image._planes import Triple
 from histotl.image._slide_stain import SlideStain, rounded
 from histotl.image._transforms import OdTransform
 from histotl.image.estimate import Estimate, Numbers
 
-Vector = tuple[float, float, float]
+Vector = Triple
 
 MIN_ANGLE_DEG = 4.0
 """Two stains closer than this are one: unmixing them would amplify noise over 14-fold."""
@@ -49,13 +50,13 @@ class TwoStains(SlideStain):
             raise UsageError(f"{name}: the reference stains have the same colour", hint="give two different stains")
         super().__post_init__()
 
-    def measure(self, stained: npt.NDArray[np.uint8]) -> Numbers:
+    def measure(self, stained: npt.NDArray[np.uint8], white: Array) -> Numbers:
         """Colours and strengths of the two stains; see :meth:`SlideStain.measure`.
 
         Raises:
             StainError: All of the tissue has one colour, or one of the stains is absent.
         """
-        density = od_table()[stained]
+        density = od_table()[stained] - density_of(white)
         source = self.stains(density)
         strengths = np.percentile(_coordinates(source, density)[:2], self.percentile, axis=1)
         if (strengths < np.array(self.strengths) * LEAST_STRENGTH).any():
@@ -67,19 +68,26 @@ class TwoStains(SlideStain):
         return {"stains": source, "strengths": strengths}
 
     def transform(self, estimate: Estimate) -> OdTransform:
-        """One matrix: unmix, scale, mix with the reference's colours; see :meth:`SlideStain.transform`."""
+        """One matrix: unmix, scale, mix with the reference's colours, on its glass; :meth:`SlideStain.transform`."""
         source, strengths = estimate.numbers["stains"], estimate.numbers["strengths"]
         stronger = np.array(self.strengths) / strengths
         scale = np.append(stronger, kept_residual(stronger) if self.residual == "keep" else 0.0)
         target = np.array([self.haematoxylin, self.eosin])
         matrix = _with_residual(target) @ np.diag(scale) @ np.linalg.inv(_with_residual(source))
-        return OdTransform(matrix=tuple(tuple(row) for row in matrix.tolist()), state=estimate.state)
+        r, g, b = (density_of(self.glass) - matrix @ density_of(estimate.white)).tolist()
+        rows = tuple(tuple(row) for row in matrix.tolist())
+        return OdTransform(matrix=rows, offset=(r, g, b), state=estimate.state)
 
     def towards(self, reference: Estimate) -> Self:
         """See :meth:`SlideStain.towards`."""
         (h, e), strengths = reference.numbers["stains"], rounded(reference.numbers["strengths"])
         return replace(
-            self, haematoxylin=_vector(h), eosin=_vector(e), strengths=(strengths[0], strengths[1]), target=""
+            self,
+            haematoxylin=_vector(h),
+            eosin=_vector(e),
+            strengths=(strengths[0], strengths[1]),
+            glass=self.glass_of(reference),
+            target="",
         )
 
     @abstractmethod

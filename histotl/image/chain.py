@@ -8,7 +8,7 @@ from typing import cast
 import torch
 
 from histotl.core.errors import SpecError
-from histotl.core.registry import canonical, create
+from histotl.core.registry import canonical, create, identified
 from histotl.core.spec import split_spec
 from histotl.image._random import derived
 from histotl.image.augment.base import Augmentation
@@ -43,6 +43,11 @@ class Chain:
 
     def __str__(self) -> str:
         return " + ".join(canonical(link) for link in self.links)
+
+    @property
+    def identity(self) -> str:
+        """The text with the version of each link: what files hold of the views that it made."""
+        return " + ".join(identified(link) for link in self.links)
 
     def __call__(self, tiles: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
         """Augment uint8 RGB (b, h, w, 3) by seeds, int64 (b,); see :class:`Augmentation`."""

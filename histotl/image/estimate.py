@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from histotl.core.errors import StainError, UsageError
+from histotl.image._planes import CLEAR
 
 Numbers = Mapping[str, npt.NDArray[np.float64]]
 
@@ -25,6 +26,7 @@ class Estimate:
         pixels: Stained pixels that were looked at.
         slides: Slides that it is the median of; 1 for a slide itself.
         reason: Why it stands for a slide whose own stain could not be estimated; empty where it does not.
+        white_unknown: Why its white is 255, where that of the glass was looked for and not found; else empty.
     """
 
     method: str
@@ -32,13 +34,20 @@ class Estimate:
     pixels: int = 0
     slides: int = 1
     reason: str = ""
+    white_unknown: str = ""
+
+    @property
+    def white(self) -> npt.NDArray[np.float64]:
+        """Levels of R, G and B (3,) that it was measured against; 255 in those saved before there was a choice."""
+        return self.numbers.get("white", np.array(CLEAR))
 
     @property
     def state(self) -> dict[str, object]:
         """The same as plain JSON values."""
         found = {name: values.tolist() for name, values in self.numbers.items()}
         why = {"fallback": "cohort", "reason": self.reason} if self.reason else {}
-        return {**found, "pixels": self.pixels, **why}
+        unknown = {"white_unknown": self.white_unknown} if self.white_unknown else {}
+        return {**found, "pixels": self.pixels, **unknown, **why}
 
     def to_json(self) -> str:
         """As text, for a file that ``target=`` may name."""
@@ -58,17 +67,22 @@ class Estimate:
         try:
             found = json.loads(text)
             method, slides, pixels = found.pop("method"), int(found.pop("slides")), int(found.pop("pixels"))
+            unknown = found.pop("white_unknown", "")
             numbers = {name: np.array(values, np.float64) for name, values in found.items()}
-            if not isinstance(method, str) or not all(np.isfinite(v).all() and v.size for v in numbers.values()):
+            if not isinstance(method, str) or not isinstance(unknown, str):
+                raise TypeError("no names")
+            if not all(np.isfinite(v).all() and v.size for v in numbers.values()):
                 raise ValueError("not finite")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             fact = f"{where} holds no saved stain: {type(error).__name__}: {error}"
             raise UsageError(fact, hint="give a file of OUT/stain, or a slide or an image") from error
-        return cls(method=method, numbers=numbers, pixels=pixels, slides=slides)
+        return cls(method=method, numbers=numbers, pixels=pixels, slides=slides, white_unknown=unknown)
 
 
 def median(estimates: Sequence[Estimate]) -> Estimate:
     """The median of every number over slides, so that a few odd slides do not matter.
+
+    The white is that of the slides whose glass was seen; the others' is only assumed.
 
     Raises:
         StainError: There are none.
@@ -79,8 +93,16 @@ def median(estimates: Sequence[Estimate]) -> Estimate:
     numbers = {
         name: np.median(np.stack([estimate.numbers[name] for estimate in estimates]), axis=0) for name in first.numbers
     }
-    pixels = sum(estimate.pixels for estimate in estimates)
-    return Estimate(method=first.method, numbers=numbers, pixels=pixels, slides=len(estimates))
+    seen = [estimate.white for estimate in estimates if not estimate.white_unknown]
+    if "white" in numbers and seen:
+        numbers["white"] = np.median(seen, axis=0)
+    return Estimate(
+        method=first.method,
+        numbers=numbers,
+        pixels=sum(estimate.pixels for estimate in estimates),
+        slides=len(estimates),
+        white_unknown="" if seen else first.white_unknown,
+    )
 
 
 def read_estimate(path: Path) -> Estimate:

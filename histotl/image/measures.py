@@ -10,7 +10,7 @@ from typing import cast
 import torch
 
 from histotl.core.errors import UsageError
-from histotl.core.registry import available, canonical, create
+from histotl.core.registry import available, create, identified
 from histotl.core.spec import split_spec
 from histotl.image._tile_view import TileView
 from histotl.image.quality.base import QualityMeasure
@@ -72,8 +72,8 @@ class Measures:
 
     @property
     def specs(self) -> tuple[str, ...]:
-        """Canonical text of each measure."""
-        return tuple(canonical(measure) for measure in self.measures)
+        """Canonical text of each measure, with its version."""
+        return tuple(identified(measure) for measure in self.measures)
 
     def __call__(self, tiles: torch.Tensor, mpp: float) -> torch.Tensor:
         """Measure uint8 RGB (b, h, w, 3) tiles of ``mpp`` µm a pixel, NaN if unknown; float32 (b, columns)."""

@@ -32,7 +32,7 @@ class ViewSpec:
     """What the augmented views in a file are. Views that are learnt from together agree in all of it.
 
     Args:
-        augment: Canonical spec of the augmentation.
+        augment: Canonical spec of the augmentation, with the version of each link where it is not the first.
         count: Views of each tile, 1 or more.
         seed: The number from which, with slide, tile and view, every random choice follows.
     """
@@ -72,7 +72,7 @@ class QualitySpec:
 
     Args:
         columns: Name of each number of a tile.
-        measures: Canonical specs of what measured them.
+        measures: Canonical specs of what measured them, with their versions where they are not the first.
     """
 
     name: ClassVar[str] = QUALITY

@@ -113,3 +113,25 @@ def test_no_interval_when_most_resamples_are_undefined() -> None:
 def test_no_rows_is_refused() -> None:
     with pytest.raises(UsageError, match="0 rows"):
         Resamples.draw(np.array([], dtype=np.int64), 10, seed=0)
+
+
+@pytest.mark.parametrize(("n_units", "resamples"), [(1, 3), (7, 500), (1000, 300), (600_000, 2)])
+def test_draws_are_those_of_one_draw_after_the_other(n_units: int, resamples: int) -> None:
+    rng = np.random.default_rng(9)
+    wanted = [np.bincount(rng.integers(0, n_units, n_units), minlength=n_units) for _ in range(resamples)]
+    found = Resamples.draw(np.arange(n_units), resamples, seed=9).weights
+    np.testing.assert_array_equal(found[:, 1:], np.stack(wanted, axis=1))
+
+
+@pytest.mark.parametrize("exact", [1 << 24, 1])
+def test_counts_are_exact_in_either_precision(exact: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("histotl.core.intervals._EXACT", exact)
+    rng = np.random.default_rng(1)
+    unit = np.repeat(np.arange(100), rng.integers(1, 900, 100))
+    truth, predicted = (rng.integers(0, 2, len(unit)) for _ in range(2))
+    draws = Resamples.draw(unit, 20, seed=3)
+    found = draws.confusion(truth, predicted, 2)
+    assert found.dtype == np.float64
+    cells = [(truth == t) & (predicted == p) for t in (0, 1) for p in (0, 1)]
+    counts = np.stack([np.bincount(unit[cell], minlength=100) for cell in cells])
+    np.testing.assert_array_equal(found.reshape(21, 4).T, counts @ draws.weights.astype(np.int64))

@@ -11,7 +11,7 @@ import pytest
 
 from histotl.core import registry
 from histotl.core.errors import MissingDependencyError, SpecError, UnknownNameError
-from histotl.core.registry import PLUGIN_FOLDERS, available, canonical, create, plugin, unavailable
+from histotl.core.registry import PLUGIN_FOLDERS, available, canonical, create, identified, plugin, unavailable
 
 
 @pytest.mark.parametrize("kind", PLUGIN_FOLDERS)
@@ -110,3 +110,39 @@ def test_threads_that_ask_at_once_all_get_everything(tmp_path: Path, monkeypatch
         sys.modules.pop("histotl.image.stain.zz_slow", None)
         registry._plugins["stain"].pop("zz_slow", None)
         registry._scanned["stain"].discard("zz_slow")
+
+
+@pytest.mark.parametrize("kind", PLUGIN_FOLDERS)
+def test_every_version_is_a_whole_number_from_1(kind: str) -> None:
+    for name in available(kind):
+        assert plugin(kind, name).version >= 1
+
+
+def test_an_identity_has_the_version_of_the_algorithm(monkeypatch: pytest.MonkeyPatch) -> None:
+    d4 = create("augment", "d4")
+    assert identified(d4) == canonical(d4)
+    monkeypatch.setattr(type(d4), "version", 3, raising=False)
+    assert plugin("augment", "d4").version == 3
+    assert identified(d4) == f"{canonical(d4)} version 3"
+    assert create("augment", canonical(d4)) == d4
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ("macenko(residual='some')", "residual='some' is not one of 'keep', 'drop'"),
+        ("macenko(white='grey')", "white='grey' is not one of 'slide', 255"),
+        ("macenko(alpha='x')", "alpha='x' is not float"),
+    ],
+)
+def test_values_that_are_named_one_by_one_are_listed(spec: str, told: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        create("stain", spec)
+    assert caught.value.message == f"stain 'macenko': {told}"
+    assert "Literal" not in str(caught.value)
+
+
+def test_a_decoder_that_there_is_not_is_answered_with_those_that_there_are() -> None:
+    with pytest.raises(SpecError, match="decode='gpu' is not one of 'auto', 'direct', 'openslide', 'dct'") as caught:
+        create("reader", "openslide(decode='gpu')")
+    assert "'openslide'" in caught.value.hint

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from histotl.core.errors import SpecError
-from histotl.core.spec import Spec, parse_spec
+from histotl.core.spec import Spec, parse_spec, split_version, with_version
 
 names = st.from_regex(r"[A-Za-z][A-Za-z0-9_./-]{0,12}", fullmatch=True)
 keys = st.from_regex(r"[a-z][a-z_]{0,8}", fullmatch=True).filter(lambda k: not keyword.iskeyword(k))
@@ -44,3 +44,10 @@ def test_refused(text: str) -> None:
 def test_a_bare_word_is_told_to_be_quoted() -> None:
     with pytest.raises(SpecError, match="quotes: weights='random'"):
         parse_spec("timm/resnet50(weights=random)")
+
+
+@given(names, st.dictionaries(keys, values, max_size=3), st.integers(1, 99))
+def test_a_version_comes_back_the_first_unsaid(name: str, args: dict[str, object], version: int) -> None:
+    text = str(Spec(name, args))
+    assert split_version(with_version(text, version)) == (text, version)
+    assert with_version(text, 1) == text

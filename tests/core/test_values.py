@@ -43,6 +43,13 @@ def test_identity_round_trip_and_differences() -> None:
     assert identity(licence="MIT") == one, "a licence does not change features"
 
 
+def test_a_changed_algorithm_is_said_as_such() -> None:
+    one = identity()
+    older, newer = (dataclasses.replace(one, stain=f"macenko(beta=0.15){text}") for text in ("", " version 2"))
+    assert older.differences(newer) == ["stain version: 1 != 2"]
+    assert older.digest != newer.digest
+
+
 def test_identity_is_the_weights_and_not_their_place() -> None:
     here, there = (identity(weights=f"file:{name}", weights_digest="abc") for name in ("a", "b"))
     assert here == there

@@ -69,6 +69,7 @@ class Fake:
         (EmbedConfig, {"precision": "half"}),
         (EmbedConfig, {"batch_size": -1}),
         (EmbedConfig, {"workers": -1}),
+        (EmbedConfig, {"decode": "gpu"}),
     ],
 )
 def test_wrong_values_are_refused_with_a_cure(kind, options):
@@ -228,3 +229,23 @@ def test_the_sample_is_spread_evenly(n, wanted):
         assert rows[0] == 0
         assert rows[-1] >= n - -(-n // len(rows))
         assert set(range(n)) >= set(rows.tolist())
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_a_runtime_in_another_format_or_place_is_refused_before_anything_is_loaded(runtime, monkeypatch):
+    monkeypatch.setattr("histotl.embed._models.create", lambda *_: pytest.fail("a backbone was made"))
+    for precision in ("bf16", "fp16"):
+        with pytest.raises(UsageError, match=f"--runtime {runtime} computes in fp32, not in {precision}") as caught:
+            EmbedConfig(runtime=runtime, precision=precision)
+        assert "--precision" in caught.value.hint
+    assert EmbedConfig(runtime=runtime, precision="fp32").runtime == runtime
+    with pytest.raises(UsageError, match=f"--runtime {runtime} runs on a CPU, not on cuda"):
+        load_models(EmbedConfig(runtime=runtime), TileSpec(), stain="none", device=GPU)
+
+
+def test_the_help_says_what_a_batch_is_a_batch_of(capsys):
+    from histotl.cli.main import call
+
+    assert call(["embed", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "Tiles per forward pass; on a CPU several passes run side by side" in said

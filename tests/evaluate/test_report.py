@@ -118,6 +118,12 @@ def test_page_says_what_it_should(page: tuple[str, _Page]) -> None:
     assert parsed.tags.count("h2") == 4 + 4
 
 
+def test_headings_are_words(page: tuple[str, _Page]) -> None:
+    headings = re.findall(r"<th[^>]*>([^<]*)</th>", page[0])
+    assert {"Known flagged, 95 % of OOD caught", "OOD missed, 95 % of known kept"} < set(headings)
+    assert not [heading for heading in headings if "_" in heading]
+
+
 def test_patch_sets_have_no_slide_pictures_and_say_so(study: Callable[..., object], tmp_path: Path) -> None:
     made = study(n=60, id_column="path")
     text = evaluate(

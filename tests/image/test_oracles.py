@@ -29,7 +29,7 @@ def test_strengths_are_those_of_scikit_image(tissue: torch.Tensor) -> None:
     ours = _coordinates(np.array([h, e]), od_table()[pixels.numpy()])
     positive = theirs > 0  # theirs cuts at 0
     np.testing.assert_allclose(ours.T[positive], theirs[positive], rtol=1e-5, atol=1e-5)
-    strongest = Ruifrok().estimate(tissue).numbers["strengths"]
+    strongest = Ruifrok(white=255).estimate(tissue).numbers["strengths"]
     dense = od_table()[pixels.numpy()].mean(1) >= 0.15
     np.testing.assert_allclose(strongest, np.percentile(theirs[dense][:, :2], 99, axis=0), rtol=1e-3)
 
@@ -40,7 +40,7 @@ def test_macenko_finds_what_torchstain_finds(paint, stains) -> None:
     flat = tiles.reshape(1, -1, 128, 3)[0]
     theirs = TorchMacenkoNormalizer()
     theirs.fit(flat.permute(2, 0, 1), Io=256)
-    found = Macenko().estimate(tiles).numbers
+    found = Macenko(white=255).estimate(tiles).numbers
     for mine, other in zip(found["stains"], theirs.HERef.T.double().numpy(), strict=True):
         assert angle_deg(np.array([mine, other])) < 2.5
     np.testing.assert_allclose(found["strengths"], theirs.maxCRef.numpy(), rtol=0.12)
@@ -51,7 +51,7 @@ def test_macenko_normalises_as_torchstain_does(paint, stains) -> None:
     tiles = paint(*stains)
     flat = tiles.reshape(1, -1, 128, 3)[0]
     theirs, _, _ = TorchMacenkoNormalizer().normalize(flat.permute(2, 0, 1), Io=256, stains=False)
-    ours = Macenko(residual="drop").fit(tiles)(tiles).reshape(theirs.shape)
+    ours = Macenko(residual="drop", white=255).fit(tiles)(tiles).reshape(theirs.shape)
     difference = (ours.int() - theirs.clamp(0, 255)).abs().float()
     # They take pixels of which every channel is dense, we those that are dense on average: the eosin found differs.
     assert difference.mean() < 3
@@ -70,7 +70,7 @@ def test_reinhard_of_tissue_only_is_torchstains_in_the_papers_space_in_kind(pain
     theirs = TorchReinhardNormalizer()
     theirs.fit(torch.from_numpy(strips[1]).permute(2, 0, 1))
     other = theirs.normalize(torch.from_numpy(strips[0]).permute(2, 0, 1))
-    own = Reinhard().towards(Reinhard().estimate(torch.from_numpy(strips[1])[None]))
+    own = Reinhard(white=255).towards(Reinhard(white=255).estimate(torch.from_numpy(strips[1])[None]))
     mine = own.fit(torch.from_numpy(strips[0])[None])(torch.from_numpy(strips[0])[None])[0]
     wanted = strips[1].reshape(-1, 3).mean(0)
     for result in (mine.numpy(), other.numpy()):  # two spaces, one aim

@@ -17,7 +17,15 @@ def transforms() -> list[StainTransform]:
     rising = tuple(255 * (level / 255) ** 0.7 for level in range(256))
     return [
         OdTransform(matrix=MATRIX, state={}),
+        OdTransform(matrix=MATRIX, state={}, offset=(-0.12, 0.03, -0.05)),
         LabTransform(gain=(1.2, 0.8, 1.4), shift=(-6.0, 4.0, -2.0), state={}),
+        LabTransform(
+            gain=(1.2, 0.8, 1.4),
+            shift=(-6.0, 4.0, -2.0),
+            state={},
+            white=(225.0, 220.5, 228.0),
+            glass=(250.0, 246.0, 239.5),
+        ),
         LevelTransform(tables=(rising, rising[::-1], rising), state={}),
     ]
 

@@ -9,7 +9,8 @@ from typing import cast
 import torch
 
 from histotl.core.errors import IdentityError, UsageError
-from histotl.core.registry import create
+from histotl.core.registry import create, identified
+from histotl.core.spec import split_version
 from histotl.embed._models import Model as Backbone
 from histotl.evaluate.metrics import Ints
 from histotl.image.stain.base import StainNormalizer
@@ -79,12 +80,16 @@ def load_judge(folder: str, backbones: Sequence[Backbone], device: torch.device)
         nearest = min((identity.differences(other) for other in made), key=len)
         fact = f"{folder} was trained on other features: {'; '.join(nearest)}"
         raise IdentityError(fact, hint="name its backbone with --backbone, and give the tile options of its training")
+    stain = create("stain", split_version(identity.stain)[0])
+    if changes := identity.differences(replace(identity, stain=identified(stain))):
+        fact = f"{folder} was trained on tiles that an older release normalised: {'; '.join(changes)}"
+        raise IdentityError(fact, hint="embed the slides again, and train on that")
     if not any(task.is_classification for task in model.tasks):
         raise IdentityError(f"{folder} predicts no classes that could flip", hint="leave out --model")
     return Judge(
         model=model,
         backbone=made.index(identity),
-        stain=cast("StainNormalizer", create("stain", identity.stain)),
+        stain=cast("StainNormalizer", stain),
         stain_spec=identity.stain,
         half=identity.dtype == "fp16",
     )

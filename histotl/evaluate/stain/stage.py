@@ -13,9 +13,9 @@ from histotl.core.atomic import write_text
 from histotl.core.device import choose_device
 from histotl.core.progress import Report, Step, silent
 from histotl.core.provenance import Provenance, file_digest
-from histotl.core.registry import canonical, create
+from histotl.core.registry import create, identified
 from histotl.core.values import SlideEntry
-from histotl.embed._models import load_models
+from histotl.embed._models import load_models, made_ready
 from histotl.embed._plan import tissue_finder
 from histotl.embed._reading import Feed, Turn
 from histotl.embed._slides import Account, list_entries
@@ -89,7 +89,7 @@ def compare_stains(
     with compute_settings(forwards):
         planners = choose_planners(device)
         plans = {name: look_up(method, entries, tiling, out, report, planners) for name, method in methods.items()}
-        models = load_models(embedding, tiling.spec, stain="none", device=device)
+        models = made_ready(load_models(embedding, tiling.spec, stain="none", device=device), embedding)
         bench = Bench(
             config=config,
             methods=plans,
@@ -106,7 +106,7 @@ def compare_stains(
     evidence = StainEvidence(
         config=config,
         tiling=tiling,
-        methods={name: canonical(plan.normalizer) for name, plan in plans.items()},
+        methods={name: identified(plan.normalizer) for name, plan in plans.items()},
         backbones={model.card.name: model.spec for model in models},
         slides=measured,
         failures=tuple(sorted(failures, key=lambda failure: failure.slide_id)),

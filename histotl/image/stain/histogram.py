@@ -3,7 +3,7 @@
 Each channel's levels are moved so that the quantiles of the tissue become those of a reference (Gonzalez and Woods,
 Digital Image Processing, "histogram specification"). The change is a monotone table a channel: it can follow any
 brightness curve of a scanner, and knows nothing of stains, so a slide with more of one kind of tissue is recoloured
-for it. White stays white and black stays black.
+for it. White, the slide's own where it is known, becomes the reference's, and black stays black.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from histotl.core.errors import StainError, UsageError
 from histotl.core.registry import register
-from histotl.image._od import CURE
+from histotl.image._od import CURE, IO, Array
 from histotl.image._slide_stain import SlideStain, rounded
 from histotl.image._transforms import LevelTransform
 from histotl.image.estimate import Estimate, Numbers
@@ -41,6 +41,8 @@ class Histogram(SlideStain):
 
     Args:
         beta: Pixels with a mean optical density (natural logarithm) below this are glass.
+        white: What density is measured against: the colour of the ``slide``'s own glass, where its tiles show enough of
+            it (where they do not, the file says why, and it is 255), or 255 in each channel, as published.
         target: Where the reference comes from, if not from the numbers below: a slide, an image, a saved state
             (JSON), or ``cohort`` for the median of the run's slides.
         fallback: What becomes of a slide whose histogram cannot be told: ``fail`` it, ``skip`` its normalisation, or
@@ -49,6 +51,7 @@ class Histogram(SlideStain):
             colorectal H&E fields of TCGA and NCT-CRC.
         green: The same of green.
         blue: The same of blue.
+        glass: Reference colour of glass as R, G, B levels, which the others are measured against.
     """
 
     red: Levels = _RED
@@ -62,9 +65,9 @@ class Histogram(SlideStain):
                 raise UsageError(f"histogram: {name} is {levels}", hint=cure)
         super().__post_init__()
 
-    def measure(self, stained: npt.NDArray[np.uint8]) -> Numbers:
+    def measure(self, stained: npt.NDArray[np.uint8], white: Array) -> Numbers:
         """Quantiles of the levels; see :meth:`SlideStain.measure`."""
-        levels = np.percentile(stained, QUANTILES, axis=0).T
+        levels = np.minimum(_against(np.percentile(stained, QUANTILES, axis=0), white).T, 255.0)
         flat = (levels[:, -1] - levels[:, 0]).min()
         if flat < _LEAST_RANGE:
             fact = f"histogram: {len(stained)} stained pixels have one flat colour (a channel spans {flat:.0f} levels)"
@@ -74,23 +77,45 @@ class Histogram(SlideStain):
     def transform(self, estimate: Estimate) -> LevelTransform:
         """Tables that take the slide's quantiles to the reference's, straight lines between them."""
         tables = [
-            _table(source, np.array(target))
-            for source, target in zip(estimate.numbers["levels"], (self.red, self.green, self.blue), strict=True)
+            _table(*given)
+            for given in zip(
+                estimate.numbers["levels"],
+                np.array((self.red, self.green, self.blue)),
+                estimate.white,
+                np.array(self.glass),
+                strict=True,
+            )
         ]
         return LevelTransform(tables=(tables[0], tables[1], tables[2]), state=estimate.state)
 
     def towards(self, reference: Estimate) -> Self:
         """See :meth:`SlideStain.towards`."""
         red, green, blue = (rounded(levels) for levels in reference.numbers["levels"])
-        return replace(self, red=red, green=green, blue=blue, target="")
+        return replace(self, red=red, green=green, blue=blue, glass=self.glass_of(reference), target="")
 
 
-def _table(source: npt.NDArray[np.float64], target: npt.NDArray[np.float64]) -> tuple[float, ...]:
-    """What each of the 256 levels becomes, before rounding."""
+def _against(levels: Array, white: Array) -> Array:
+    """Levels as they would be if white were 255."""
+    moved: Array = (levels + 1) * (IO / (white + 1)) - 1
+    return moved
+
+
+def _table(source: Array, target: Array, white: Array, glass: Array) -> tuple[float, ...]:
+    """What each of the 256 levels becomes, before rounding.
+
+    Args:
+        source: The slide's quantiles, against white.
+        target: The reference's, against its own.
+        white: Level of the slide's white.
+        glass: Of the reference's.
+    """
     # Of quantiles at one level the middle one counts: all pixels there become one level.
     at, group = np.unique(source, return_inverse=True)
     middle = np.array([np.median(target[group == number]) for number in range(len(at))])
     inner = (at > 0) & (at < 255)
     x = np.concatenate([[0.0], at[inner], [255.0]])
     y = np.concatenate([[0.0], middle[inner], [255.0]])
-    return tuple(np.interp(np.arange(256), x, y).tolist())
+    level = _against(np.arange(256.0), white)
+    # What is brighter than the slide's white is by as much brighter than the reference's.
+    moved = np.interp(level, x, y) + np.maximum(level - 255, 0)
+    return tuple(np.clip((moved + 1) * ((glass + 1) / IO) - 1, 0, 255).tolist())

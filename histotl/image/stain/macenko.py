@@ -28,6 +28,8 @@ class Macenko(TwoStains):
     Args:
         alpha: Percentile of angle taken as the extreme, robust against outliers; 0 to 50, exclusive of 50.
         beta: Pixels with a mean optical density (natural logarithm) below this are glass.
+        white: What density is measured against: the colour of the ``slide``'s own glass, where its tiles show enough of
+            it (where they do not, the file says why, and it is 255), or 255 in each channel, as published.
         target: Where the reference comes from, if not from the numbers below: a slide, an image, a saved state
             (JSON), or ``cohort`` for the median of the run's slides.
         fallback: What becomes of a slide whose stain cannot be told: ``fail`` it, ``skip`` its normalisation, or
@@ -39,6 +41,7 @@ class Macenko(TwoStains):
             with their code.
         eosin: The same of eosin.
         strengths: Reference concentrations of haematoxylin and eosin at ``percentile``; likewise.
+        glass: Reference colour of glass as R, G, B levels.
     """
 
     alpha: float = 1.0

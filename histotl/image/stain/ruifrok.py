@@ -25,6 +25,8 @@ class Ruifrok(TwoStains):
 
     Args:
         beta: Pixels with a mean optical density (natural logarithm) below this are glass.
+        white: What density is measured against: the colour of the ``slide``'s own glass, where its tiles show enough of
+            it (where they do not, the file says why, and it is 255), or 255 in each channel, as published.
         target: Where the reference comes from, if not from the numbers below: a slide, an image, a saved state
             (JSON), or ``cohort`` for the median of the run's slides.
         fallback: What becomes of a slide whose stain cannot be told: ``fail`` it, ``skip`` its normalisation, or
@@ -35,6 +37,7 @@ class Ruifrok(TwoStains):
         haematoxylin: Reference colour of haematoxylin as R, G, B optical densities.
         eosin: The same of eosin.
         strengths: Reference concentrations of haematoxylin and eosin at ``percentile``.
+        glass: Reference colour of glass as R, G, B levels.
         source_haematoxylin: Colour of haematoxylin on the slides; the one that the authors measured.
         source_eosin: The same of eosin.
     """

@@ -39,6 +39,8 @@ class Vahadane(TwoStains):
     Args:
         sparsity: Weight of the sum of concentrations against the squared error; 0 or more.
         beta: Pixels with a mean optical density (natural logarithm) below this are glass.
+        white: What density is measured against: the colour of the ``slide``'s own glass, where its tiles show enough of
+            it (where they do not, the file says why, and it is 255), or 255 in each channel, as published.
         target: Where the reference comes from, if not from the numbers below: a slide, an image, a saved state
             (JSON), or ``cohort`` for the median of the run's slides.
         fallback: What becomes of a slide whose stain cannot be told: ``fail`` it, ``skip`` its normalisation, or
@@ -49,6 +51,7 @@ class Vahadane(TwoStains):
         haematoxylin: Reference colour of haematoxylin as R, G, B optical densities; Macenko's.
         eosin: The same of eosin.
         strengths: Reference concentrations of haematoxylin and eosin at ``percentile``; likewise.
+        glass: Reference colour of glass as R, G, B levels.
     """
 
     sparsity: float = 0.1

@@ -28,10 +28,10 @@ def two_sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def two_sites_of_clear_glass(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same on glass that takes no light at all."""
-    clear = {site: replace(stain, white=(255.0, 255.0, 255.0)) for site, stain in STAINS.items()}
-    return paint_sites(tmp_path_factory.mktemp("clear_glass"), clear)
+def two_sites_of_two_glasses(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same where that of the south is grey with a tint."""
+    glass = {**STAINS, "south": replace(STAINS["south"], white=(225.0, 220.0, 228.0))}
+    return paint_sites(tmp_path_factory.mktemp("two_glasses"), glass)
 
 
 def paint_sites(folder: Path, stains: Mapping[str, Stain]) -> Path:
