@@ -18,6 +18,7 @@ from histotl.learn.objective import Objective
 from histotl.learn.schedule import rate_factor
 from histotl.learn.seeds import seeded
 from histotl.learn.stopping import has_stalled
+from histotl.learn.strata import Strata
 
 CHECK_CELLS = 1 << 16
 """Tiles times networks in one pass over the validation bags."""
@@ -83,6 +84,7 @@ class Race:
         looked: int64: bags that choose any network's checkpoint.
         bags: All bags.
         pooled: float (F, B, d): vectors of all bags for each fold; None where they are pooled by what is trained.
+        strata: What every step is to hold some of; None for nothing special.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Race:
         looked: npt.NDArray[np.int64],
         bags: Bags,
         pooled: torch.Tensor | None,
+        strata: Strata | None = None,
     ) -> None:
         self.stack, self._folds, self._rates = stack, folds, rates
         self._learnt, self._looked, self._pooled = learnt, looked, pooled
@@ -107,6 +110,7 @@ class Race:
             targets=folds[0].train[at],
             pooled=None if pooled is None else pooled[0, at],
             bags=bags.subset(learnt) if pooled is None else None,
+            strata=strata,
         )
         self._bags = bags
 

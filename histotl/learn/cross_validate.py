@@ -30,6 +30,7 @@ from histotl.learn.folder import check_folder
 from histotl.learn.model import Model
 from histotl.learn.predict import case_columns
 from histotl.learn.predictions import write_predictions
+from histotl.learn.single_tasks import compared, train_alone, with_fallback
 from histotl.learn.split import fold_patients
 from histotl.learn.task import Task
 from histotl.learn.train import prepare, train_cohort
@@ -91,7 +92,14 @@ def cross_validate(
     cases, seeds, folders = cohort.cases, list[list[_Fold]](), list[Path]()
     for number in range(cross.seeds):
         seeded = replace(config, seed=config.seed + number)
-        place = fold_patients(cases.patients, cases.tasks, cases.targets, folds=cross.folds, seed=seeded.seed)
+        place = fold_patients(
+            cases.patients,
+            cases.tasks,
+            cases.targets,
+            folds=cross.folds,
+            seed=seeded.seed,
+            groups=cases.groups(),
+        )
         seeds.append([])
         for fold in range(cross.folds):
             parts = {fold: "test", (fold + 1) % cross.folds: "val"}
@@ -133,7 +141,11 @@ class _Fold:
 
 def _run(cohort: Cohort, store: BagStore, level: Level, config: TrainConfig, fold: int) -> _Fold:
     """Train on a cohort whose test cases are the fold, and answer for them."""
-    model = train_cohort(cohort, store, level, config, {}).model
+    trained = train_cohort(cohort, store, level, config, {})
+    alone = train_alone(trained, cohort, config, lambda part, settings: train_cohort(part, store, level, settings, {}))
+    if config.fallback != "none":
+        trained = with_fallback(trained, alone, compared(trained, alone, cohort, config.seed), config)
+    model = trained.model
     rows = cohort.cases.in_split("test")
     bags, frames, done = cohort.bags.subset(rows), [], 0
     for chunk in bags.chunks(EVAL_ROWS):
@@ -144,9 +156,9 @@ def _run(cohort: Cohort, store: BagStore, level: Level, config: TrainConfig, fol
     answers = case_answers(model, bags)
     multi = {task.name: answered(model, task, answers[task.name]) for task in model.tasks}
     single = {}
-    for task in model.tasks if config.compare_single and len(cohort.cases.tasks) > 1 else ():
-        alone = train_cohort(cohort.of_task(task), store, level, replace(config, ood=()), {}).model
-        single[task.name] = answered(alone, task, case_answers(alone, bags)[task.name])
+    for task in model.tasks if alone else ():
+        other = alone[task.name].model
+        single[task.name] = answered(other, task, case_answers(other, bags)[task.name])
     return _Fold(rows=rows, frame=pd.concat(frames), model=model, multi=multi, single=single)
 
 

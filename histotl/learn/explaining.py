@@ -118,8 +118,10 @@ class _Work:
             raise IdentityError(f"the model was trained on {self.model.kind}, these are {self.store.kind}")
         self.model.check(self.store.identity, self.store.dim)
         self.device = choose_device(config.device)
-        self.networks = [for_questions(member).to(self.device) for member in self.model.members]
         self.readouts = _readouts(self.model, config.task)
+        models = {task: self.model.answering(task) for task in self.readouts}
+        made = {id(each): [for_questions(net).to(self.device) for net in each.members] for each in models.values()}
+        self.networks = {task: made[id(each)] for task, each in models.items()}
 
     def questions(self, rows: Indices, task: str) -> list[Question]:
         """The question about one slide for each member."""
@@ -127,7 +129,7 @@ class _Work:
         coords = self.store.source.coords(rows)
         place = None if coords is None else torch.from_numpy(coords).to(self.device)
         readout = self.readouts[task].matrix.to(self.device)
-        return [Question(network=net, x=x, coords=place, task=task, readout=readout) for net in self.networks]
+        return [Question(network=net, x=x, coords=place, task=task, readout=readout) for net in self.networks[task]]
 
     def methods(self, rows: Indices) -> tuple[dict[str, dict[str, Explainer]], dict[str, str]]:
         """Task -> method -> explainer, and why others are left out; tried on one slide."""
@@ -175,11 +177,12 @@ def column_name(task: str, name: str, method: str) -> str:
 
 
 def _readouts(model: Model, wanted: Sequence[str]) -> dict[str, Readout]:
-    outputs, tasks = dict(model.architecture.outputs), {task.name: task for task in model.tasks}
+    tasks = {task.name: task for task in model.tasks}
     for name in wanted:
         if name not in tasks:
             raise UsageError(f"the model has no task {name!r}", hint=f"it has: {', '.join(tasks)}")
-    return {name: readout_of(task, outputs[name]) for name, task in tasks.items() if not wanted or name in wanted}
+    asked = [task for name, task in tasks.items() if not wanted or name in wanted]
+    return {task.name: readout_of(task, task.head.n_outputs(task.n_classes)) for task in asked}
 
 
 def _compare(

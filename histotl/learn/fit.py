@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from histotl.learn.objective import Objective, Targets, TaskFacts
 from histotl.learn.prepare import pool_once, set_bag_scale, set_tile_scale, tile_scales
 from histotl.learn.pretrained import Pretrained
 from histotl.learn.resume import Done, Progress
+from histotl.learn.strata import Indices, strata_of
 from histotl.learn.task import Task
 
 log = logging.getLogger(__name__)
@@ -35,10 +36,12 @@ class Labelled:
     Args:
         bags: B bags.
         targets: Task name -> (B,) class indices or numbers, or several columns (B, c), NaN where missing.
+        groups: int64 (B,): number of the data set of each bag; None where it is not known.
     """
 
     bags: Bags
     targets: Targets
+    groups: Indices | None = None
 
     def known(self) -> Labelled:
         """Without the bags that have no label at all: they must not shape batches or input statistics."""
@@ -48,7 +51,9 @@ class Labelled:
         if some.all():
             return self
         keep = np.flatnonzero(some).astype(np.int64)
-        return Labelled(bags=self.bags.subset(keep), targets={n: t[keep] for n, t in self.targets.items()})
+        targets = {n: t[keep] for n, t in self.targets.items()}
+        groups = None if self.groups is None else self.groups[keep]
+        return Labelled(bags=self.bags.subset(keep), targets=targets, groups=groups)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,7 +108,7 @@ def fit(
 
     Raises:
         TableError: A task has no labelled training row, or there is no labelled validation row.
-        UsageError: The aggregator to start from was trained for other tasks.
+        UsageError: The aggregator to start from was trained for other tasks; or steps cannot hold what they are to.
     """
     train, val = train.known(), val.known()
     if not len(val.bags):
@@ -127,6 +132,8 @@ def fit(
     if config.views:
         # Which view a tile shows changes at every step, so nothing can be pooled once.
         data = Data(targets=data.targets, bags=train.bags, mixed=True)
+    data = replace(data, strata=strata_of(config, train.groups, train.targets, tasks))
+    data.check(config)
     runs = _Runs(first, architecture, objective, data, check, config, report, hooks, start, progress)
     tried = {rate: runs.run(0, rate) for rate in config.learning_rates}
     best = min(tried, key=lambda rate: tried[rate])
@@ -153,9 +160,7 @@ def _placed(train: Labelled, val: Labelled, device: torch.device) -> tuple[Label
         key: on_device(source, np.concatenate([some.rows for some in bags if some.source is source]), device)
         for key, source in sources.items()
     }
-    first, second = (
-        Labelled(bags=part.bags.at(places[id(part.bags.source)]), targets=part.targets) for part in (train, val)
-    )
+    first, second = (replace(part, bags=part.bags.at(places[id(part.bags.source)])) for part in (train, val))
     return first, second
 
 

@@ -32,6 +32,7 @@ from histotl.learn.labels import known_rows
 from histotl.learn.network import Architecture, Network
 from histotl.learn.objective import Objective, Targets, TaskFacts
 from histotl.learn.prepare import pool_once, set_bag_scale, set_tile_scale, tile_scales
+from histotl.learn.strata import strata_of
 from histotl.learn.task import Task
 
 Indices = npt.NDArray[np.int64]
@@ -81,10 +82,11 @@ def can_sweep(config: TrainConfig, aggregator: str = "") -> bool:
     """Whether networks of these settings can be trained together.
 
     They can with hard sharing and equal weights of tasks, by an aggregator without weights, gated attention, or none.
+    Steps that hold some labelled cases of every task cannot be made for all of them at once.
     """
     if (config.sharing, config.balancing) != ("hard", "equal") or config.views or config.pretrained:
         return False
-    if config.optimizer not in ("", "adamw"):
+    if config.optimizer not in ("", "adamw") or config.ensure_tasks:
         return False
     if not aggregator:
         return True
@@ -109,7 +111,8 @@ def sweep(
 
     The settings are those of :func:`histotl.learn.fit.fit`; ``members`` and ``learning_rates`` have no meaning here,
     ``seed`` is that of the steps and of dropout. A step holds more bags than ``batch_size`` says, so that an entry
-    sees as many of its own.
+    sees as many of its own. Data sets are balanced over the bags of all entries, and so for every entry that has the
+    same share of each of them, as folds have.
 
     Args:
         labelled: All bags, with their labels.
@@ -123,11 +126,13 @@ def sweep(
         One result for each entry, in their order.
 
     Raises:
-        UsageError: No entries, or settings with which networks cannot be trained together.
+        UsageError: No entries, settings with which networks cannot be trained together, or steps that cannot hold what
+            they are to.
         TableError: A task has no label among the training bags of an entry, or an entry has no labelled val bag.
     """
     if not entries or not can_sweep(config, aggregator):
         fact = f"aggregator {aggregator!r}, sharing {config.sharing!r}, balancing {config.balancing!r}"
+        fact += f", ensure_tasks {config.ensure_tasks}" if config.ensure_tasks else ""
         what = f"{len(entries)} networks with {fact} cannot be trained together"
         raise UsageError(what, hint="train them one by one with fit, or take mean or abmil, hard and equal")
     device = choose_device(config.device)
@@ -144,6 +149,7 @@ def sweep(
     learnt, looked = (
         np.unique(np.concatenate([getattr(entry, part) for entry in entries])) for part in ("train", "val")
     )
+    groups = None if labelled.groups is None else labelled.groups[learnt]
     race = Race(
         stack=Stack(networks, _dropout(aggregator)),
         folds=folds,
@@ -152,9 +158,12 @@ def sweep(
         looked=looked,
         bags=bags,
         pooled=pooled,
+        strata=strata_of(config, groups, {name: values[learnt] for name, values in labelled.targets.items()}, tasks),
     )
     share = len(learnt) / float(np.mean([len(entry.train) for entry in entries]))
-    finish = race.run(_widened(config, race.data, share), report)
+    wide = _widened(config, race.data, share)
+    race.data.check(wide)
+    finish = race.run(wide, report)
     race.stack.load(networks, finish.weights)
     found = {
         order[place]: Swept(

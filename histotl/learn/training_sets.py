@@ -21,10 +21,13 @@ def labelled_part(cohort: Cohort, split: str, level: Level, store: BagStore, con
     rows = cohort.cases.in_split(split)
     bags = cohort.bags.subset(rows)
     targets = {name: target[rows] for name, target in cohort.cases.targets.items()}
+    groups = cohort.cases.groups()
+    groups = None if groups is None else groups[rows]
     if level == "slide" or store.kind == "patches":
-        return Labelled(bags=bags, targets=targets)
+        return Labelled(bags=bags, targets=targets, groups=groups)
     tiles, owner = bags.tiles(config.max_tiles, config.seed)
-    return Labelled(bags=tiles, targets={name: target[owner] for name, target in targets.items()})
+    targets = {name: target[owner] for name, target in targets.items()}
+    return Labelled(bags=tiles, targets=targets, groups=None if groups is None else groups[owner])
 
 
 def training_key(cohort: Cohort, store: BagStore, level: Level, config: TrainConfig) -> str:
@@ -34,7 +37,9 @@ def training_key(cohort: Cohort, store: BagStore, level: Level, config: TrainCon
     versions = Provenance.now()
     # Files of other tools carry no digest of their features.
     files = [
-        store.digests.get(path.stem) or [str(path), path.stat().st_size, path.stat().st_mtime_ns]
+        store.digests.get(path.stem)
+        or store.digests.get(str(path))
+        or [str(path), path.stat().st_size, path.stat().st_mtime_ns]
         for path in store.source.paths
     ]
     facts = {
@@ -48,6 +53,11 @@ def training_key(cohort: Cohort, store: BagStore, level: Level, config: TrainCon
     arrays = [
         array
         for part in (labelled_part(cohort, split, level, store, config) for split in ("train", "val"))
-        for array in (part.bags.rows, part.bags.offsets, *(part.targets[name] for name in sorted(part.targets)))
+        for array in (
+            part.bags.rows,
+            part.bags.offsets,
+            *(part.targets[name] for name in sorted(part.targets)),
+            *(() if part.groups is None else (part.groups,)),
+        )
     ]
     return digest(facts, arrays)
