@@ -19,7 +19,22 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 import histotl
-from histotl.cli import check, crossval, demo, doctor, embed, evaluate, explain, info, predict, run, stain, tile, train
+from histotl.cli import (
+    check,
+    crossval,
+    demo,
+    doctor,
+    embed,
+    evaluate,
+    explain,
+    export,
+    info,
+    predict,
+    run,
+    stain,
+    tile,
+    train,
+)
 from histotl.cli import list as list_
 from histotl.cli._console import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, err, print_error
 from histotl.core.errors import HistotlError
@@ -45,6 +60,7 @@ for verb in (
     check.check,
     train.train,
     crossval.crossval,
+    export.export,
     predict.predict,
     explain.explain,
     evaluate.evaluate,
