@@ -23,6 +23,7 @@ from histotl.evaluate.stain.config import StainConfig
 from histotl.learn.config import PredictConfig, TrainConfig, check_plugins
 from histotl.learn.cross_config import CrossConfig
 from histotl.learn.explain_config import ExplainConfig
+from histotl.learn.export_config import ExportConfig
 from histotl.paint.config import PaintConfig
 
 if TYPE_CHECKING:
@@ -196,9 +197,10 @@ def _inputs(step: RecipeStep) -> Iterator[tuple[str, Path]]:
         # A table or a pattern names files that are not it.
         yield from ((f"slide {entry.slide_id}", entry.path) for entry in load_manifest(str(slides)))
     for config in step.configs:
-        for name in ("table", "features", "sites", "model"):
-            if place := getattr(config, name, None):
-                yield f"option {name}", Path(place)
+        for name in ("table", "features", "sites", "model", "pretrained", "more_tables", "more_features"):
+            given = getattr(config, name, None) or ()
+            for place in (given,) if isinstance(given, str | Path) else given:
+                yield f"option {name} {place}", Path(place)
 
 
 def _files(place: Path) -> list[Path]:
@@ -265,6 +267,13 @@ def _train(step: RecipeStep, report: Report) -> Outcome:
     return Outcome(ok=True, message=f"{cases} cases in {result.seconds:.1f} s")
 
 
+def _export(step: RecipeStep, report: Report) -> Outcome:  # noqa: ARG001 - all verbs are called alike
+    from histotl.learn.pretrained import export_aggregator
+
+    written = export_aggregator(step.places["model"], step.out, config=step.configs[0])
+    return Outcome(ok=True, message=f"→ {written}")
+
+
 def _crossval(step: RecipeStep, report: Report) -> Outcome:
     from histotl.learn.cross_validate import cross_validate
 
@@ -319,6 +328,12 @@ VERBS: Mapping[str, _Verb] = {
         configs=(CrossConfig, TrainConfig),
         call=_crossval,
         makes=("crossval.json",),
+    ),
+    "export": _Verb(
+        places=("model", "out"),
+        configs=(ExportConfig,),
+        call=_export,
+        makes=("aggregator.safetensors",),
     ),
     "predict": _Verb(
         places=("model", "features", "out"),

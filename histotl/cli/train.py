@@ -58,6 +58,8 @@ def train(
             shown = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
             out().print(f"validation, {task_name}: {shown}", markup=False)
         print_comparison(result.comparison)
+        for task_name in result.answered_alone:
+            out().print(f"{task_name}: answered by its own networks", markup=False)
         out().print(f"model → {out_folder}", markup=False)
     return EXIT_OK
 

@@ -6,8 +6,9 @@ import base64
 import io
 import json
 import logging
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +35,8 @@ from histotl.wsi.preview import draw_preview
 PICTURE_PX: Final = 900
 """Longest side of a picture in the page."""
 
+_OWN: Final = "attention for {}: how much each tile counts in that answer"
+
 _log = logging.getLogger(__name__)
 
 
@@ -50,6 +53,14 @@ class CardTask:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Overlay:
+    """Scores of a slide's tiles as a picture: its data URI, and what the scores are."""
+
+    picture: str
+    caption: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class SlideCard:
     """One slide of the report.
 
@@ -60,8 +71,7 @@ class SlideCard:
         flagged: By the gate.
         tasks: Answers.
         overview: Data URI of the thumbnail with outline and tiles.
-        overlay: Data URI of the tile scores; empty when there are none.
-        overlay_name: Caption of the overlay.
+        overlays: Pictures of the tile scores: the most telling one, then the attention of each task that has its own.
         n_tiles: Tiles.
         size_mm: Width × height in words; empty when the pixel size is unknown.
     """
@@ -72,8 +82,7 @@ class SlideCard:
     flagged: bool
     tasks: tuple[CardTask, ...]
     overview: str = ""
-    overlay: str = ""
-    overlay_name: str = ""
+    overlays: tuple[Overlay, ...] = ()
     n_tiles: int = 0
     size_mm: str = ""
 
@@ -184,17 +193,17 @@ def _with_pictures(card: SlideCard, features: Path | None, predictions: Predicti
     scale_l0 = (coords.level0_width / image.shape[1], coords.level0_height / image.shape[0])
     grid = _grid(coords, coords.footprint_l0)
     overview = draw_preview(image, scale_l0=scale_l0, polygons=polygons, grid=grid)
-    caption, values = _tile_values(card, coords, predictions)
-    overlay = (
-        ""
-        if values is None
-        else data_uri(draw_preview(image, scale_l0=scale_l0, polygons=polygons, grid=grid, values=values))
-    )
+    overlays = [
+        Overlay(
+            picture=data_uri(draw_preview(image, scale_l0=scale_l0, polygons=polygons, grid=grid, values=values)),
+            caption=caption,
+        )
+        for caption, values in _tile_values(card, coords, predictions)
+    ]
     return replace(
         card,
         overview=data_uri(overview),
-        overlay=overlay,
-        overlay_name=caption,
+        overlays=tuple(overlays),
         n_tiles=len(grid),
         size_mm=_size_mm(coords),
     )
@@ -242,20 +251,24 @@ def _grid(coords: CoordsFile, footprint_l0: tuple[float, float]) -> TileGrid:
     )
 
 
-def _tile_values(card: SlideCard, coords: CoordsFile, predictions: Predictions) -> tuple[str, Floats | None]:
-    """Caption and value of each tile of the first score that differs between tiles."""
+def _tile_values(card: SlideCard, coords: CoordsFile, predictions: Predictions) -> list[tuple[str, Floats]]:
+    """Captions and values of the tiles: the most telling score that differs between them, and each task's attention."""
     path = predictions.tile_scores(card.name)
     if path is None:
-        return "", None
+        return []
     scores = read_tile_scores(path)
     if not np.array_equal(scores.coords_l0, coords.coords_l0):
         _log.warning("tile scores of %s are of other tiles than its features; not drawn", card.name)
-        return "", None
-    for column, caption in [*_explanations(card, predictions), *_overlays(card)]:
-        values = scores.columns.get(column)
-        if values is not None and np.isfinite(values).all() and np.ptp(values) > 0:
-            return caption, values.astype(np.float64)
-    return "", None
+        return []
+
+    def telling(columns: Sequence[tuple[str, str]]) -> Iterator[tuple[str, Floats]]:
+        for column, caption in columns:
+            values = scores.columns.get(column)
+            if values is not None and np.isfinite(values).all() and np.ptp(values) > 0:
+                yield caption, values.astype(np.float64)
+
+    own = [(f"attention:{task.task}".replace("/", "_"), _OWN.format(task.task)) for task in card.tasks]
+    return [*islice(telling([*_explanations(card, predictions), *_overlays(card)]), 1), *telling(own)]
 
 
 def _explanations(card: SlideCard, predictions: Predictions) -> list[tuple[str, str]]:

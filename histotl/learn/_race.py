@@ -18,6 +18,7 @@ from histotl.learn.objective import Objective
 from histotl.learn.schedule import rate_factor
 from histotl.learn.seeds import seeded
 from histotl.learn.stopping import has_stalled
+from histotl.learn.strata import Strata
 
 CHECK_CELLS = 1 << 16
 """Tiles times networks in one pass over the validation bags."""
@@ -84,6 +85,7 @@ class Race:
         bags: All bags.
         pooled: float (F, B, d): vectors of all bags for each fold; None where they are pooled by what is trained.
         covariates: float (F, B, c): what is known of all bags for each fold; None for nothing.
+        strata: What every step is to hold some of; None for nothing special.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class Race:
         bags: Bags,
         pooled: torch.Tensor | None,
         covariates: torch.Tensor | None = None,
+        strata: Strata | None = None,
     ) -> None:
         self.stack, self._folds, self._rates = stack, folds, rates
         self._learnt, self._looked, self._pooled, self._covariates = learnt, looked, pooled, covariates
@@ -109,6 +112,7 @@ class Race:
             targets=folds[0].train[at],
             pooled=None if pooled is None else pooled[0, at],
             bags=bags.subset(learnt) if pooled is None else None,
+            strata=strata,
         )
         self._bags = bags
 

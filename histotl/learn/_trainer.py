@@ -27,6 +27,7 @@ from histotl.learn.schedule import rate_factor
 from histotl.learn.seeds import seeded
 from histotl.learn.sharing.base import Sharing
 from histotl.learn.stopping import has_stalled
+from histotl.learn.strata import Strata, stratified
 
 CHECKPOINTS = 20
 """Looks at the validation set in one run."""
@@ -45,6 +46,7 @@ class Data:
         bags: The bags otherwise.
         mixed: Tiles of the bags are drawn from their augmented views too.
         covariates: float32 (B, c) on the training device: what is known of each bag; None for nothing.
+        strata: What every step is to hold some of; None for nothing special.
     """
 
     targets: torch.Tensor
@@ -52,6 +54,7 @@ class Data:
     bags: Bags | None = None
     mixed: bool = False
     covariates: torch.Tensor | None = None
+    strata: Strata | None = None
 
     def vectors(self) -> torch.Tensor:
         """The pooled vectors."""
@@ -73,7 +76,7 @@ class Data:
         return min(config.max_steps, max(config.min_steps, wanted))
 
     def steps_a_pass(self, config: TrainConfig) -> int:
-        """Optimiser steps in which every bag comes once (but for what does not fill a step)."""
+        """Optimiser steps in which every bag comes once (but for what does not fill a step), where all come alike."""
         sizes = self.tiles(config)
         if sizes is None:
             return len(self.targets) // self.batch_size(config)
@@ -85,12 +88,23 @@ class Data:
             return None
         return np.minimum(self.bags.sizes, config.max_tiles)
 
+    def check(self, config: TrainConfig) -> None:
+        """Refuse steps that cannot hold what they are to.
+
+        Raises:
+            UsageError: Says what is too few.
+        """
+        if self.strata is not None:
+            self.strata.check(self.batch_size(config))
+
     def stream(
         self, config: TrainConfig, rng: np.random.Generator
     ) -> Iterator[tuple[npt.NDArray[np.int64], torch.Tensor | Packed]]:
         """Endless batches, and what is drawn for each; tiles are read while the step before is computed."""
         sizes = self.tiles(config)
-        if sizes is None:
+        if self.strata is not None:
+            chosen = stratified(self.strata, self.batch_size(config), rng)
+        elif sizes is None:
             chosen = batches(len(self.targets), self.batch_size(config), rng)
         else:
             chosen = balanced_batches(sizes, config.tiles_per_step, rng)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -179,7 +180,7 @@ class BagStore:
         stops: int64 (len(ids),): the row after its last one.
         identity: What they were made by; None in files of other tools.
         card: The backbone; None in files of other tools.
-        digests: Id of slide or patch set -> digest of its file.
+        digests: Id of slide or patch set -> digest of its file; the path, where two patch sets have one id.
         views: The augmented views that were asked for.
         kept: bool (rows of ``source``,): those that may be used; None for all.
         emptied: Names that have features, but no row that may be used; they are not among :attr:`ids`.
@@ -209,26 +210,36 @@ class BagStore:
 
     @classmethod
     def open(
-        cls, features: Path | str, *, backbone: str = "", views: bool = False, keep: str = "", memory_gb: float = 0.0
+        cls,
+        features: Path | str,
+        *,
+        more: Sequence[str] = (),
+        backbone: str = "",
+        views: bool = False,
+        keep: str = "",
+        memory_gb: float = 0.0,
     ) -> BagStore:
         """Open every embeddings file of a folder, or one file.
 
         Args:
             features: The folder or file.
+            more: More of them, of the same kind.
             backbone: Which, when there are several.
             views: Augmented views are wanted too.
             keep: Condition on the quality figures that rows must satisfy to be used; empty for all rows.
             memory_gb: Memory that features may take, in units of 2**30 bytes; 0 for half of what is free.
 
         Raises:
-            StoreError: There are none, one has no row, or an id comes twice.
+            StoreError: There are none, one has no row, or an id comes twice: two slides of that name, or two patches.
             CorruptFileError: A file is damaged.
             IdentityError: Files differ in backbone, tiling, stain or number format, or in the views wanted.
             UsageError: There are no views, though they are wanted; slides and patch sets are mixed, or several
                 backbones are there and none is chosen; or a condition names what was not measured.
         """
         condition = Condition.parse(keep) if keep else None
-        files = [open_embeddings(path) for path in find_features(Path(features), backbone=backbone or None)]
+        places = [Path(features), *map(Path, more)]
+        features = " and ".join(map(str, places))
+        files = [open_embeddings(path) for place in places for path in find_features(place, backbone=backbone or None)]
         _check_same(files)
         spec = _common_views(files) if views else None
         items = [file.items for file in files]
@@ -238,10 +249,9 @@ class BagStore:
         kind: Kind = "patches" if any(items) else "slides"
         ids = [name for names in items for name in names] if kind == "patches" else [file.slide_id for file in files]
         if len(set(ids)) < len(ids):
-            twice = next(name for name in ids if ids.count(name) > 1)
-            raise StoreError(
-                f"{features}: two rows of features are called {twice!r}", hint="name one file, or remove one"
-            )
+            twice = next(name for name, count in Counter(ids).items() if count > 1)
+            cure = "name one file, or remove one; slides of two cohorts need names of their own"
+            raise StoreError(f"{features}: two rows of features are called {twice!r}", hint=cure)
         source = FileRows(files, 0 if spec is None else spec.count, memory_gb)
         starts = np.arange(source.n + 1, dtype=np.int64) if kind == "patches" else source.starts
         kept = None if condition is None else np.concatenate([_kept(file, condition) for file in files])
@@ -259,7 +269,7 @@ class BagStore:
             stops=starts[1:][left],
             identity=files[0].identity,
             card=files[0].card,
-            digests={file.slide_id: file.digest for file in files},
+            digests=_digests(files),
             views=spec,
         )
 
@@ -276,6 +286,12 @@ class BagStore:
     def _rows(self, place: int) -> Indices:
         rows = np.arange(self.starts[place], self.stops[place], dtype=np.int64)
         return rows if self.kept is None else rows[self.kept[rows]]
+
+
+def _digests(files: Sequence[Embeddings]) -> dict[str, str]:
+    """Name of each file -> its digest."""
+    count = Counter(file.slide_id for file in files)
+    return {file.slide_id if count[file.slide_id] == 1 else str(file.path): file.digest for file in files}
 
 
 def _kept(file: Embeddings, condition: Condition) -> npt.NDArray[np.bool_]:
@@ -298,12 +314,18 @@ def _check_same(files: Sequence[Embeddings]) -> None:
             raise IdentityError(f"{bare.path} does not say what it was made by, others do", hint="embed it again")
         if file.identity is not None and first.identity is not None and file.identity != first.identity:
             lines = "; ".join(first.identity.differences(file.identity))
-            raise IdentityError(f"{first.path.name} and {file.path.name} differ: {lines}", hint="embed them alike")
+            raise IdentityError(f"{_both(first, file)} differ: {lines}", hint="embed them alike")
         # Files of other tools carry no identity; their width is all that can be compared.
         if file.dim != first.dim:
             raise IdentityError(
                 f"{file.path.name} is {file.dim} wide, {first.path.name} {first.dim}", hint="embed again"
             )
+
+
+def _both(first: Embeddings, file: Embeddings) -> str:
+    """Two files by name, or by path where they are called alike."""
+    same = first.path.name == file.path.name
+    return f"{first.path} and {file.path}" if same else f"{first.path.name} and {file.path.name}"
 
 
 def _common_views(files: Sequence[Embeddings]) -> ViewSpec:
@@ -316,7 +338,7 @@ def _common_views(files: Sequence[Embeddings]) -> ViewSpec:
     first = files[0]
     for file in files:
         if file.view_spec != first.view_spec:
-            fact = f"{first.path.name} and {file.path.name} differ in views: {first.view_spec} != {file.view_spec}"
+            fact = f"{_both(first, file)} differ in views: {first.view_spec} != {file.view_spec}"
             raise IdentityError(fact, hint="embed all of them with the same --views, --augment and --seed")
     if first.view_spec is None:
         fact = f"the features in {first.path.parent} have no augmented views"

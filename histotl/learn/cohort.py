@@ -15,8 +15,9 @@ from histotl.learn.bags import Bags, BagStore
 from histotl.learn.config import TrainConfig
 from histotl.learn.covariate_specs import Covariate, parse_covariates
 from histotl.learn.covariate_values import CovariateValues, read_values, refuse_answers
+from histotl.learn.joining import check_cohorts, cohort_counts, join_tables
 from histotl.learn.labels import hard, known_rows
-from histotl.learn.reading import column, read_table, with_ids
+from histotl.learn.reading import column
 from histotl.learn.split import split_patients
 from histotl.learn.table import SPLITS, Cases, build_cases, refuse_leakage
 from histotl.learn.task import Task
@@ -72,33 +73,41 @@ def build_cohort(
     """Check table and features and join them.
 
     Args:
-        table: Path of a CSV, or a DataFrame.
+        table: Path of a CSV, or a DataFrame; ``config.more_tables`` are joined to it.
         store: The features.
         tasks: What is to be predicted.
         config: Names of columns and how to split.
 
     Raises:
         TableError: See :func:`histotl.learn.table.build_cases`; features missing; a task without labels, or with a
-            class that no training case has; or a covariate cannot be read.
+            class that no training case has; a covariate cannot be read; or one data set where several are to be
+            balanced.
         UsageError: A covariate is the column of a task.
         LeakageError: A patient stands in two splits.
     """
     id_column = config.id_column or store.id_column
-    frame = with_ids(read_table(table), id_column)
+    frame, cohort_column = join_tables(table, config, id_column)
     cases = build_cases(
-        frame, tasks, id_column=id_column, patient=config.patient, split=config.split_column, bag=config.bag
+        frame,
+        tasks,
+        id_column=id_column,
+        patient=config.patient,
+        split=config.split_column,
+        bag=config.bag,
+        cohort=cohort_column,
     )
     split_made = not any(cases.splits)
     cases, made = _with_splits(cases, config)
     cohort = join(cases, store, allow_missing=config.allow_missing_features)
     check_labels(cohort.cases)
+    check_cohorts(cohort.cases, config)
     covariates = parse_covariates(config.covariate)
     if covariates:
         names = {config.patient: "patient", id_column: "name of the case", config.bag: "name of the bag"}
         refuse_answers(covariates, cases.tasks, names | {config.split_column: "split"})
         values = _values(frame, covariates, cohort.cases, id_column)
         cohort = replace(cohort, bags=replace(cohort.bags, covariates=values))
-    notes = cohort.notes | {"split": made, "rows_in_table": len(frame)}
+    notes = cohort.notes | {"split": made, "rows_in_table": len(frame), **cohort_counts(cohort.cases)}
     return replace(cohort, notes=notes, split_made=split_made)
 
 
@@ -166,7 +175,14 @@ def _with_splits(cases: Cases, config: TrainConfig) -> tuple[Cases, str]:
     """Cases with splits: the table's; val taken from train where the table has none; or all made here."""
     given = set(cases.splits) - {""}
     if not given:
-        splits = split_patients(cases.patients, cases.tasks, cases.targets, shares=config.fractions, seed=config.seed)
+        splits = split_patients(
+            cases.patients,
+            cases.tasks,
+            cases.targets,
+            shares=config.fractions,
+            seed=config.seed,
+            groups=cases.groups(),
+        )
         return replace(cases, splits=tuple(splits)), f"made here: fractions {config.fractions}, seed {config.seed}"
     if "train" not in given:
         raise TableError(f"column {config.split_column!r} holds no train", hint="mark training rows with train")
@@ -176,7 +192,15 @@ def _with_splits(cases: Cases, config: TrainConfig) -> tuple[Cases, str]:
     share = config.fractions[1] / (config.fractions[0] + config.fractions[1])
     targets = {name: target[rows] for name, target in cases.targets.items()}
     patients = [cases.patients[row] for row in rows]
-    parts = split_patients(patients, cases.tasks, targets, shares=(1 - share, share, 0), seed=config.seed)
+    groups = cases.groups()
+    parts = split_patients(
+        patients,
+        cases.tasks,
+        targets,
+        shares=(1 - share, share, 0),
+        seed=config.seed,
+        groups=None if groups is None else groups[rows],
+    )
     splits = list(cases.splits)
     for row, part in zip(rows, parts, strict=True):
         splits[row] = part
@@ -230,4 +254,5 @@ def _take(cases: Cases, keep: Sequence[int]) -> Cases:
         patients=tuple(cases.patients[i] for i in keep),
         splits=tuple(cases.splits[i] for i in keep),
         targets={name: target[rows] for name, target in cases.targets.items()},
+        cohorts=tuple(cases.cohorts[i] for i in keep) if cases.cohorts else (),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 from histotl.core.condition import Condition
 from histotl.core.errors import UsageError
@@ -19,6 +19,8 @@ NO_GATE = "none"
 Level = Literal["auto", "tile", "slide"]
 ClassBalance = Literal["balanced", "effective", "logit_adjust", "none"]
 Where = Literal["features", "parameters"]
+Sampling = Literal["shuffled", "dataset_balanced"]
+Fallback = Literal["none", "single_task"]
 CalibrationMethod = Literal["temperature", "vector", "isotonic", "none"]
 
 
@@ -33,7 +35,7 @@ class TrainConfig:
     """How the tiles of a slide become one vector, as a spec: 'mean' or 'abmil(hidden=512)'; see
     `histotl list aggregator`."""
     pretrained: str = ""
-    """File of a trained aggregator to start from, which save_aggregator wrote; it says which aggregator it is."""
+    """File of a trained aggregator to start from, which `histotl export` wrote; it says which aggregator it is."""
     backbone: str = ""
     """Which features to use when the folder holds those of several backbones."""
     id_column: str = ""
@@ -51,6 +53,17 @@ class TrainConfig:
     """Column that gathers the rows of a patch set into bags, such as 'patient', for slide-level answers."""
     allow_missing_features: bool = False
     """Train on the rows that have features when some rows of train and val have none."""
+    more_tables: tuple[str, ...] = ()
+    """Label tables of more cohorts. Where a table lacks a column its labels are missing; no id may stand in two."""
+    more_features: tuple[str, ...] = ()
+    """Folders (or files) with the features of more cohorts, of the same backbone, tiles and stain."""
+    sampling: Sampling = "shuffled"
+    """How steps are drawn: 'shuffled' takes all cases in random order; 'dataset_balanced' takes equally many of every
+    data set in every step, however large each is. An epoch is as many steps of either."""
+    cohort_column: str = ""
+    """Column that names the data set of each case, for dataset_balanced; empty: each of --more-tables is another."""
+    ensure_tasks: int = 0
+    """Labelled cases of each task that every step holds at least, so that a task with few labels is in all of them."""
     sharing: str = "hard"
     """What tasks share, as a spec: 'hard' is one trunk for all, 'none' a trunk each; see `histotl list sharing`."""
     balancing: str = "equal"
@@ -121,6 +134,10 @@ class TrainConfig:
     compare_single: bool = True
     """Of several tasks, also train each alone with the same settings and report the difference on validation, with
     intervals; the time of training grows by that factor."""
+    fallback: Fallback = "none"
+    """What answers a task that other tasks harm: 'single_task' is the networks that learnt it alone, where their
+    validation loss is lower beyond chance (the 95 % interval of the difference over patients excludes 0); 'none' is
+    the networks of all tasks."""
     device: str = "auto"
     """'auto', 'cpu', 'cuda' or 'cuda:1'."""
 
@@ -130,9 +147,12 @@ class TrainConfig:
         for name in ("fractions", "learning_rates", "ood", "covariate"):
             object.__setattr__(self, name, _as_tuple(getattr(self, name)))
         object.__setattr__(self, "covariate", tuple(map(str, self.covariate)))
+        for name in ("more_tables", "more_features"):
+            object.__setattr__(self, name, _as_paths(getattr(self, name), name))
         if self.ood == (NO_GATE,):
             object.__setattr__(self, "ood", ())
         self._check_ranges()
+        self._check_steps()
         parse_covariates(self.covariate)
         parse_rule(self.threshold)
         parse_sets(self.sets)
@@ -145,6 +165,25 @@ class TrainConfig:
             raise UsageError("no patient column is named", hint="--patient slide_id if every slide is another patient")
         if self.bag and self.level == "tile":
             raise UsageError(f"--bag {self.bag} with --level tile", hint="drop one: bags get slide-level answers")
+        if self.fallback == "single_task" and not self.compare_single:
+            fact = "--fallback single_task without the comparison that decides on it"
+            raise UsageError(fact, hint="drop --no-compare-single")
+
+    def _check_steps(self) -> None:
+        """Refuse ways of drawing steps that contradict each other."""
+        if self.sampling not in get_args(Sampling):
+            raise UsageError(f"sampling is {self.sampling!r}", hint=f"give one of: {', '.join(get_args(Sampling))}")
+        balanced = self.sampling == "dataset_balanced"
+        if balanced and not (self.cohort_column or self.more_tables):
+            fact = "sampling is dataset_balanced, and nothing says which data set a case is of"
+            raise UsageError(fact, hint="name the column of the table that does, such as --cohort-column cohort")
+        if self.cohort_column and not balanced:
+            fact = f"--cohort-column {self.cohort_column} with --sampling {self.sampling}, which takes no notice of it"
+            raise UsageError(fact, hint="add --sampling dataset_balanced, or drop the column")
+        if self.tiles_per_step and (balanced or self.ensure_tasks):
+            asked = "--sampling dataset_balanced" if balanced else f"--ensure-tasks {self.ensure_tasks}"
+            fact = f"--tiles-per-step {self.tiles_per_step} fills steps by tiles, {asked} by cases"
+            raise UsageError(fact, hint="drop one of them; --batch-size says how many cases a step holds")
 
     def _check_ranges(self) -> None:
         limits = {
@@ -159,6 +198,7 @@ class TrainConfig:
             "max_steps": (0, float("inf"), "1 or more"),
             "batch_size": (-1, float("inf"), "0 for the default, or a number of rows"),
             "max_tiles": (0, float("inf"), "1 or more, such as 512"),
+            "ensure_tasks": (-1, float("inf"), "0 for none, or a number of cases such as 2"),
             "tiles_per_step": (-1, float("inf"), "0 for none, or a number of tiles such as 8192"),
             "memory_gb": (-1e-9, float("inf"), "0 for half of what is free, or a size in GiB such as 8"),
             "patience": (-1, float("inf"), "0 for none, or a number of looks such as 5"),
@@ -202,7 +242,7 @@ class PredictConfig:
     """'auto', 'cpu', 'cuda' or 'cuda:1'."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "table", _as_path(self.table))
+        object.__setattr__(self, "table", _as_path(self.table, "table"))
         object.__setattr__(self, "prior", tuple(str(text) for text in _as_tuple(self.prior)))
         object.__setattr__(self, "splits", tuple(split.strip().lower() for split in _as_tuple(self.splits)))
         if self.keep:
@@ -239,7 +279,12 @@ def _as_tuple(value: Sequence[T] | str) -> tuple[T | str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
-def _as_path(value: object) -> str:
+def _as_paths(value: Sequence[str | PathLike[str]] | str | PathLike[str], name: str) -> tuple[str, ...]:
+    places = (value,) if isinstance(value, str | PathLike) else value
+    return tuple(_as_path(place, name) for place in places)
+
+
+def _as_path(value: object, name: str) -> str:
     if not isinstance(value, str | PathLike):
-        raise UsageError(f"table is a {type(value).__name__}", hint="give the path of a CSV")
+        raise UsageError(f"{name} is a {type(value).__name__}", hint="give the path of a file")
     return str(value)

@@ -31,11 +31,12 @@ from histotl.learn.folder import check_folder
 from histotl.learn.model import Model
 from histotl.learn.predict import case_columns
 from histotl.learn.predictions import write_predictions
+from histotl.learn.single_tasks import compared, train_alone, with_fallback
 from histotl.learn.split import fold_patients
 from histotl.learn.task import Task
 from histotl.learn.together import Deal, fit_together, is_together
 from histotl.learn.train import completed, prepare, train_cohort
-from histotl.learn.trained import EVAL_ROWS, case_answers
+from histotl.learn.trained import EVAL_ROWS, Trained, case_answers
 from histotl.learn.training_sets import Level
 
 SUMMARY_NAME = "crossval.json"
@@ -120,7 +121,9 @@ def _without_test(cohort: Cohort) -> Cohort:
 def _deal(cohort: Cohort, config: TrainConfig, cross: CrossConfig) -> list[list[str]]:
     """Split of every case for each fold of a seed: the fold is tested, the next one validates."""
     cases = cohort.cases
-    place = fold_patients(cases.patients, cases.tasks, cases.targets, folds=cross.folds, seed=config.seed).tolist()
+    place = fold_patients(
+        cases.patients, cases.tasks, cases.targets, folds=cross.folds, seed=config.seed, groups=cases.groups()
+    ).tolist()
     parts = [{fold: "test", (fold + 1) % cross.folds: "val"} for fold in range(cross.folds)]
     return [[part.get(fold, "train") for fold in place] for part in parts]
 
@@ -179,13 +182,19 @@ def _run(
 ) -> _Fold:
     """Answer for the fold's cases, the test cases of a cohort, by networks trained before or here."""
 
-    def model_of(part: Cohort, config: TrainConfig, name: str) -> Model:
+    def trained_on(part: Cohort, settings: TrainConfig, name: str) -> Trained:
         done = fitted.get(name)
         if done is None:
-            return train_cohort(part, store, level, config, {}).model
-        return completed(done, part, store, level, config, {}).model
+            return train_cohort(part, store, level, settings, {})
+        return completed(done, part, store, level, settings, {})
 
-    model = model_of(cohort, config, ALL)
+    trained = trained_on(cohort, config, ALL)
+    alone = train_alone(
+        trained, cohort, config, lambda part, settings: trained_on(part, settings, part.cases.tasks[0].name)
+    )
+    if config.fallback != "none":
+        trained = with_fallback(trained, alone, compared(trained, alone, cohort, config.seed), config)
+    model = trained.model
     rows = cohort.cases.in_split("test")
     bags, frames, done = cohort.bags.subset(rows), [], 0
     for chunk in bags.chunks(EVAL_ROWS):
@@ -196,9 +205,9 @@ def _run(
     answers = case_answers(model, bags)
     multi = {task.name: answered(model, task, answers[task.name]) for task in model.tasks}
     single = {}
-    for task in _alone(cohort, config):
-        alone = model_of(cohort.of_task(task), replace(config, ood=()), task.name)
-        single[task.name] = answered(alone, task, case_answers(alone, bags)[task.name])
+    for task in model.tasks if alone else ():
+        other = alone[task.name].model
+        single[task.name] = answered(other, task, case_answers(other, bags)[task.name])
     return _Fold(rows=rows, frame=pd.concat(frames), model=model, multi=multi, single=single)
 
 

@@ -120,16 +120,18 @@ class _Work:
             raise IdentityError(f"the model was trained on {self.model.kind}, these are {self.store.kind}")
         self.model.check(self.store.identity, self.store.dim)
         self.device = choose_device(config.device)
-        self.networks = [for_questions(member).to(self.device) for member in self.model.members]
         self.readouts = _readouts(self.model, config.task)
-        self.known = self._known()
+        models = {task: self.model.answering(task) for task in self.readouts}
+        made = {id(each): [for_questions(net).to(self.device) for net in each.members] for each in models.values()}
+        self.networks = {task: made[id(each)] for task, each in models.items()}
+        self.known = {task: self._known(each) for task, each in models.items()}
 
-    def _known(self) -> dict[str, torch.Tensor]:
-        """Slide -> what the networks are told of it, float64 (1, c); nothing where they are told nothing."""
-        if not self.model.covariates.parts:
+    def _known(self, model: Model) -> dict[str, torch.Tensor]:
+        """Slide -> what a model's networks are told of it, float64 (1, c); nothing where they are told nothing."""
+        if not model.covariates.parts:
             return {}
         every = choose(self.model, self.store, _choice(self.config, ()))
-        columns = self.model.covariates.encode(every.bags.covariates)
+        columns = model.covariates.encode(every.bags.covariates)
         known = torch.tensor(columns, dtype=torch.float64, device=self.device)
         return dict(zip(every.ids, torch.split(known, 1), strict=True))
 
@@ -139,10 +141,10 @@ class _Work:
         coords = self.store.source.coords(rows)
         place = None if coords is None else torch.from_numpy(coords).to(self.device)
         readout = self.readouts[task].matrix.to(self.device)
-        known = self.known.get(slide_id)
+        known = self.known[task].get(slide_id)
         return [
             Question(network=net, x=x, coords=place, task=task, readout=readout, covariates=known)
-            for net in self.networks
+            for net in self.networks[task]
         ]
 
     def methods(self, rows: Indices, slide_id: str) -> tuple[dict[str, dict[str, Explainer]], dict[str, str]]:

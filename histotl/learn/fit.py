@@ -25,6 +25,7 @@ from histotl.learn.objective import Objective, Targets, TaskFacts
 from histotl.learn.prepare import pool_once, set_bag_scale, set_tile_scale, tile_scales
 from histotl.learn.pretrained import Pretrained
 from histotl.learn.resume import Done, Progress
+from histotl.learn.strata import Indices, strata_of
 from histotl.learn.task import Task
 
 log = logging.getLogger(__name__)
@@ -38,11 +39,13 @@ class Labelled:
         bags: B bags.
         targets: Task name -> (B,) class indices or numbers, or several columns (B, c), NaN where missing.
         owner: int64 (B,): number of the case that each bag is of; None where each is a case.
+        groups: int64 (B,): number of the data set of each bag; None where it is not known.
     """
 
     bags: Bags
     targets: Targets
     owner: npt.NDArray[np.int64] | None = None
+    groups: Indices | None = None
 
     def known(self) -> Labelled:
         """Without the bags that have no label at all: they must not shape batches or input statistics."""
@@ -52,11 +55,9 @@ class Labelled:
         if some.all():
             return self
         keep = np.flatnonzero(some).astype(np.int64)
-        return Labelled(
-            bags=self.bags.subset(keep),
-            targets={n: t[keep] for n, t in self.targets.items()},
-            owner=None if self.owner is None else self.owner[keep],
-        )
+        targets = {n: t[keep] for n, t in self.targets.items()}
+        owner, groups = (None if each is None else each[keep] for each in (self.owner, self.groups))
+        return Labelled(bags=self.bags.subset(keep), targets=targets, owner=owner, groups=groups)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -114,7 +115,8 @@ def fit(
     Raises:
         TableError: A task has no labelled training row, or there is no labelled validation row; or no training row has
             a value of a covariate.
-        UsageError: The aggregator to start from was trained for other tasks, or covariates cannot reach its answers.
+        UsageError: The aggregator to start from was trained for other tasks; covariates cannot reach its answers; or
+            steps cannot hold what they are to.
     """
     train, val = train.known(), val.known()
     if not len(val.bags):
@@ -139,6 +141,8 @@ def fit(
     if config.views:
         # Which view a tile shows changes at every step, so nothing can be pooled once.
         data = replace(data, pooled=None, bags=train.bags, mixed=True)
+    data = replace(data, strata=strata_of(config, train.groups, train.targets, tasks))
+    data.check(config)
     runs = _Runs(first, architecture, objective, data, check, config, report, hooks, start, progress)
     tried = {rate: runs.run(0, rate) for rate in config.learning_rates}
     best = min(tried, key=lambda rate: tried[rate])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -33,7 +33,10 @@ from histotl.learn.objective import TaskFacts
 from histotl.learn.task import Task, task_from_dict
 
 WEIGHTS_NAME, META_NAME = "model.safetensors", "model.json"
-SCHEMA = 2
+SCHEMA, SCHEMA_WITH_OWN = 2, 3
+"""A reader that knows nothing of tasks with networks of their own must not answer them with the others."""
+
+_OWN_PREFIX = "own.{}."
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,6 +75,8 @@ class Model:
         gate: The out-of-distribution gate, or None.
         extra: Configuration, label counts, provenance: kept, not used.
         covariates: What it is told of a case beside the tiles.
+        own: Task name -> a model of that task alone, whose networks answer it in place of ``members``. Calibration,
+            decision and facts of the task are here as of any other.
     """
 
     tasks: tuple[Task, ...]
@@ -88,6 +93,7 @@ class Model:
     gate: Gate | None
     extra: Mapping[str, object]
     covariates: CovariateEncoder = NO_COVARIATES
+    own: Mapping[str, Model] = field(default_factory=dict)
 
     def setting(self, name: str) -> object:
         """A field of the configuration that it was trained with; None when it is not known."""
@@ -96,7 +102,12 @@ class Model:
 
     def to(self, device: torch.device) -> Model:
         """Move the networks; the gate stays on the CPU."""
-        return replace(self, members=tuple(member.to(device) for member in self.members))
+        own = {name: alone.to(device) for name, alone in self.own.items()}
+        return replace(self, members=tuple(member.to(device) for member in self.members), own=own)
+
+    def answering(self, task: str) -> Model:
+        """The model whose networks answer a task: that of the task alone where there is one, else this."""
+        return self.own.get(task, self)
 
     def outputs(self, packed: Packed) -> tuple[dict[str, list[torch.Tensor]], npt.NDArray[np.float64] | None]:
         """Raw outputs of every member on the CPU, and the mean weights of the tiles.
@@ -112,7 +123,25 @@ class Model:
             outputs = {task.name: [out.tasks[task.name].cpu() for out in found] for task in self.tasks}
             weights = [out.weights.double() for out in found if out.weights is not None]
             mean = np.asarray(torch.stack(weights).mean(dim=0).cpu().numpy()) if weights else None
-        return outputs, mean
+        if mean is not None and mean.ndim == 2:
+            # Tasks that only helped to learn have a column too.
+            mean = mean[:, [self.members[0].names.index(task.name) for task in self.tasks]]
+        return self._with_own(packed, outputs, mean)
+
+    def _with_own(
+        self, packed: Packed, outputs: dict[str, list[torch.Tensor]], weights: npt.NDArray[np.float64] | None
+    ) -> tuple[dict[str, list[torch.Tensor]], npt.NDArray[np.float64] | None]:
+        """The same, with what the networks of single tasks say of these."""
+        if not self.own:
+            return outputs, weights
+        found = {name: alone.outputs(packed) for name, alone in self.own.items()}
+        outputs = outputs | {name: raw[name] for name, (raw, _) in found.items()}
+        if weights is None or any(own is None for _, own in found.values()):
+            return outputs, None
+        columns = {name: np.asarray(own).reshape(len(weights), -1)[:, 0] for name, (_, own) in found.items()}
+        for place, task in enumerate(self.tasks):
+            columns.setdefault(task.name, weights if weights.ndim == 1 else weights[:, place])
+        return outputs, np.stack([columns[task.name] for task in self.tasks], axis=1)
 
     def _known(self, packed: Packed) -> torch.Tensor | None:
         """What is known of whatever gets an answer, as columns for the networks; None where they are told nothing."""
@@ -163,16 +192,24 @@ class Model:
 
 def save_model(model: Model, folder: Path) -> None:
     """Write the model; the description last, so that a folder with one is whole."""
+    tensors, meta = _pack(model)
+    data = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+    write_bytes(folder / WEIGHTS_NAME, data)
+    meta["weights_digest"] = file_digest(folder / WEIGHTS_NAME, whole=True)
+    plain = json.loads(json.dumps(meta, default=str))
+    write_text(folder / META_NAME, json.dumps(plain | {"digest": _digest(plain)}, indent=1, sort_keys=True) + "\n")
+
+
+def _pack(model: Model) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
+    """Tensors and description of a model."""
     tensors = {f"member.{i}.{n}": v for i, m in enumerate(model.members) for n, v in m.state_dict().items()}
     gate_meta: dict[str, object] | None = None
     if model.gate is not None:
         gate_meta, found = pack_gate(model.gate)
         tensors |= found
-    data = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
-    write_bytes(folder / WEIGHTS_NAME, data)
-    meta = {
+    meta: dict[str, object] = {
         **model.extra,
-        "schema": SCHEMA,
+        "schema": SCHEMA_WITH_OWN if model.own else SCHEMA,
         "tasks": [task.to_dict() for task in model.tasks],
         "level": model.level,
         "kind": model.kind,
@@ -186,10 +223,12 @@ def save_model(model: Model, folder: Path) -> None:
         "decisions": {name: found.to_dict() for name, found in model.decisions.items()},
         "covariates": model.covariates.to_list(),
         "gate": gate_meta,
-        "weights_digest": file_digest(folder / WEIGHTS_NAME, whole=True),
     }
-    plain = json.loads(json.dumps(meta, default=str))
-    write_text(folder / META_NAME, json.dumps(plain | {"digest": _digest(plain)}, indent=1, sort_keys=True) + "\n")
+    own: dict[str, object] = {}
+    for number, (name, alone) in enumerate(sorted(model.own.items())):
+        found, own[name] = _pack(alone)
+        tensors |= {_OWN_PREFIX.format(number) + n: v for n, v in found.items()}
+    return tensors, meta | ({"own": own} if own else {})
 
 
 def load_model(folder: Path | str) -> Model:
@@ -207,8 +246,8 @@ def load_model(folder: Path | str) -> Model:
         raise StoreError(f"{folder} is no model folder: {error}", hint="give what `histotl train` wrote") from error
     if not isinstance(meta, dict):
         raise StoreError(f"{folder / META_NAME} describes no model", hint="give what `histotl train` wrote")
-    if meta.get("schema") != SCHEMA:
-        fact = f"{folder} has model schema {meta.get('schema')}, this version reads {SCHEMA}"
+    if meta.get("schema") not in (SCHEMA, SCHEMA_WITH_OWN):
+        fact = f"{folder} has model schema {meta.get('schema')}, this version reads {SCHEMA} and {SCHEMA_WITH_OWN}"
         raise StoreError(fact, hint="train again with this version")
     cure = "copy the folder again, or train again"
     if meta.get("weights_digest") != file_digest(folder / WEIGHTS_NAME, whole=True):
@@ -251,7 +290,11 @@ def _build(meta: dict[str, object], tensors: dict[str, torch.Tensor]) -> Model:
     facts = {name: _facts(fact) for name, fact in cast("dict[str, dict[str, object]]", meta["facts"]).items()}
     identity = None if meta["identity"] is None else FeatureIdentity(**entry["identity"])  # type: ignore[arg-type]
     known = ("tasks", "level", "kind", "bag", "id_column", "identity", "architecture", "members", "facts")
-    used = {*known, "calibrations", "decisions", "covariates", "gate", "schema", "weights_digest"}
+    own, apart = {}, cast("dict[str, dict[str, object]]", meta.get("own", {}))
+    for number, (name, about) in enumerate(sorted(apart.items())):
+        prefix = _OWN_PREFIX.format(number)
+        own[name] = _build(about, {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)})
+    used = {*known, "own", "calibrations", "decisions", "covariates", "gate", "schema", "weights_digest"}
     return Model(
         tasks=tuple(task_from_dict(task) for task in cast("list[dict[str, object]]", meta["tasks"])),
         level=cast("Literal['tile', 'slide']", meta["level"]),
@@ -267,6 +310,7 @@ def _build(meta: dict[str, object], tensors: dict[str, torch.Tensor]) -> Model:
         gate=None if meta["gate"] is None else unpack_gate(entry["gate"], tensors),
         extra={name: value for name, value in meta.items() if name not in used},
         covariates=encoder_from_list(cast("list[dict[str, object]]", meta.get("covariates", []))),
+        own=own,
     )
 
 

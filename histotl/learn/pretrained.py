@@ -20,9 +20,12 @@ from histotl.core.errors import CorruptFileError, IdentityError, StoreError, Usa
 from histotl.core.registry import canonical, create
 from histotl.core.values import FeatureIdentity
 from histotl.learn.aggregators.base import Aggregator, Outputs
-from histotl.learn.model import Model
+from histotl.learn.export_config import ExportConfig
+from histotl.learn.folder import check_folder
+from histotl.learn.model import Model, load_model
 from histotl.learn.network import Network
 
+AGGREGATOR_NAME = "aggregator.safetensors"
 SCHEMA = 1
 _KEY, _PREFIX = "histotl.aggregator", "aggregator."
 
@@ -64,27 +67,36 @@ class Pretrained:
                 f"the aggregator was trained on other features: {lines}", hint="embed as for its training"
             )
 
-    def put(self, network: Network) -> None:
-        """Copy weights and tile statistics into a network with the same aggregator.
+    def check_tasks(self, outputs: Outputs) -> None:
+        """Refuse tasks that it cannot be used for.
+
+        Args:
+            outputs: (task name, outputs) of the tasks to be trained.
 
         Raises:
-            UsageError: The aggregator answers for tasks itself, and the network's are others.
+            UsageError: It answers for tasks itself, and these are others.
         """
-        outputs = tuple(
-            (name, len(head.get_parameter("bias"))) for name, head in zip(network.names, network.heads, strict=True)
-        )
-        if self._is_bound() and outputs != self.outputs:
+        if self.is_bound() and outputs != self.outputs:
             shown = ", ".join(f"{name} ({n})" for name, n in self.outputs)
             cure = (
                 "train the same tasks in the same order, or start from an aggregator that gives vectors, such as abmil"
             )
             raise UsageError(f"the pretrained {self.spec} has weights for its own tasks: {shown}", hint=cure)
+
+    def put(self, network: Network) -> None:
+        """Copy weights and tile statistics into a network with the same aggregator.
+
+        Raises:
+            UsageError: See :meth:`check_tasks`.
+        """
+        heads = zip(network.names, network.heads, strict=True)
+        self.check_tasks(tuple((name, len(head.get_parameter("bias"))) for name, head in heads))
         for name in ("mean", "std"):
             network.get_buffer(name).copy_(self.tensors[name])
         own = {n.removeprefix(_PREFIX): v for n, v in self.tensors.items() if n.startswith(_PREFIX)}
         cast("torch.nn.Module", network.aggregator).load_state_dict(own)
 
-    def _is_bound(self) -> bool:
+    def is_bound(self) -> bool:
         """Whether its weights are those of its tasks: with one task more it would have others."""
         shapes = []
         for outputs in (self.outputs, (*self.outputs, ("another", 1))):
@@ -126,6 +138,26 @@ def save_aggregator(model: Model, path: Path | str, *, member: int = 0) -> Path:
     return Path(path)
 
 
+def export_aggregator(model: Path | str, out: Path | str, *, config: ExportConfig | None = None) -> Path:
+    """Write ``aggregator.safetensors`` into a folder, from a model folder.
+
+    Args:
+        model: What `histotl train` wrote.
+        out: The folder, made as needed; an older file in it is replaced.
+        config: Which of its networks.
+
+    Returns:
+        The file.
+
+    Raises:
+        StoreError: No model folder, or a damaged one.
+        UsageError: As :func:`save_aggregator` raises it.
+    """
+    out = Path(out)
+    check_folder(out)
+    return save_aggregator(load_model(model), out / AGGREGATOR_NAME, member=(config or ExportConfig()).member)
+
+
 def load_aggregator(path: Path | str) -> Pretrained:
     """Read what :func:`save_aggregator` wrote.
 
@@ -133,7 +165,7 @@ def load_aggregator(path: Path | str) -> Pretrained:
         StoreError: There is no such file, or it is none of these.
         CorruptFileError: It is damaged.
     """
-    cure = "give a file that save_aggregator wrote"
+    cure = "give a file that `histotl export` wrote"
     try:
         with safe_open(str(path), framework="pt") as file:
             text = (file.metadata() or {}).get(_KEY)

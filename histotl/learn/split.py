@@ -13,12 +13,20 @@ from histotl.learn.objective import Targets
 from histotl.learn.table import SPLITS
 from histotl.learn.task import Task
 
+Indices = npt.NDArray[np.int64]
+
 REGRESSION_BINS = 4
 """Numbers are spread by quarters of their range of ranks."""
 
 
 def split_patients(
-    patients: Sequence[str], tasks: Sequence[Task], targets: Targets, *, shares: Sequence[float], seed: int
+    patients: Sequence[str],
+    tasks: Sequence[Task],
+    targets: Targets,
+    *,
+    shares: Sequence[float],
+    seed: int,
+    groups: Indices | None = None,
 ) -> list[str]:
     """Split of each case, all cases of a patient alike.
 
@@ -31,12 +39,19 @@ def split_patients(
         targets: Task name -> (n,) or (n, c).
         shares: Of train, val and test; sum 1.
         seed: Breaks ties.
+        groups: int64 (n,): number of the data set of each case, spread as classes are; None for one.
     """
-    return [SPLITS[part] for part in _parts(patients, tasks, targets, shares=shares, seed=seed)]
+    return [SPLITS[part] for part in _parts(patients, tasks, targets, shares=shares, seed=seed, groups=groups)]
 
 
 def fold_patients(
-    patients: Sequence[str], tasks: Sequence[Task], targets: Targets, *, folds: int, seed: int
+    patients: Sequence[str],
+    tasks: Sequence[Task],
+    targets: Targets,
+    *,
+    folds: int,
+    seed: int,
+    groups: Indices | None = None,
 ) -> npt.NDArray[np.int64]:
     """Fold of each case int64 (n,), 0 to ``folds`` - 1, spread as :func:`split_patients` spreads splits.
 
@@ -47,15 +62,22 @@ def fold_patients(
     if folds < 3 or found < folds:
         cure = f"give 3 to {found} folds" if found >= 3 else "label more patients: three are the least"
         raise UsageError(f"{folds} folds of {found} patients", hint=cure)
-    return _parts(patients, tasks, targets, shares=[1 / folds] * folds, seed=seed)
+    return _parts(patients, tasks, targets, shares=[1 / folds] * folds, seed=seed, groups=groups)
 
 
 def _parts(
-    patients: Sequence[str], tasks: Sequence[Task], targets: Targets, *, shares: Sequence[float], seed: int
+    patients: Sequence[str],
+    tasks: Sequence[Task],
+    targets: Targets,
+    *,
+    shares: Sequence[float],
+    seed: int,
+    groups: Indices | None,
 ) -> npt.NDArray[np.int64]:
     """Part of each case, an index into ``shares``."""
     names, place = np.unique(np.asarray(patients), return_inverse=True)
-    labels = np.concatenate([_indicator(task, targets[task.name]) for task in tasks], axis=1)
+    of_groups = [] if groups is None else [np.eye(int(groups.max()) + 1)[groups]]
+    labels = np.concatenate([*(_indicator(task, targets[task.name]) for task in tasks), *of_groups], axis=1)
     table = np.zeros((len(names), labels.shape[1] + 1))
     np.add.at(table[:, :-1], place, labels)
     # The last column keeps the number of cases in proportion when labels do not decide.

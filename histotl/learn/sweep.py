@@ -33,6 +33,7 @@ from histotl.learn.labels import known_rows
 from histotl.learn.network import Architecture, Network
 from histotl.learn.objective import Objective, Targets, TaskFacts
 from histotl.learn.prepare import pool_once, set_bag_scale, set_tile_scale, tile_scales
+from histotl.learn.strata import strata_of
 from histotl.learn.task import Task
 
 Indices = npt.NDArray[np.int64]
@@ -89,10 +90,11 @@ def can_sweep(config: TrainConfig, aggregator: str = "") -> bool:
     """Whether networks of these settings can be trained together.
 
     They can with hard sharing and equal weights of tasks, by an aggregator without weights, gated attention, or none.
+    Steps that hold some labelled cases of every task cannot be made for all of them at once.
     """
     if (config.sharing, config.balancing) != ("hard", "equal") or config.views or config.pretrained:
         return False
-    if config.optimizer not in ("", "adamw"):
+    if config.optimizer not in ("", "adamw") or config.ensure_tasks:
         return False
     if not aggregator:
         return True
@@ -117,7 +119,8 @@ def sweep(
 
     The settings are those of :func:`histotl.learn.fit.fit`; ``members`` and ``learning_rates`` have no meaning here,
     ``seed`` is that of the steps and of dropout. A step holds more bags than ``batch_size`` says, so that an entry
-    sees as many of its own.
+    sees as many of its own. Data sets are balanced over the bags of all entries, and so for every entry that has the
+    same share of each of them, as folds have.
 
     Args:
         labelled: All bags, with their labels.
@@ -131,12 +134,13 @@ def sweep(
         One result for each entry, in their order.
 
     Raises:
-        UsageError: No entries, or settings with which networks cannot be trained together; or the training bags of
-            entries have other categories of a covariate.
+        UsageError: No entries, settings with which networks cannot be trained together, steps that cannot hold what
+            they are to, or training bags of entries with other categories of a covariate.
         TableError: A task has no label among the training bags of an entry, or an entry has no labelled val bag.
     """
     if not entries or not can_sweep(config, aggregator):
         fact = f"aggregator {aggregator!r}, sharing {config.sharing!r}, balancing {config.balancing!r}"
+        fact += f", ensure_tasks {config.ensure_tasks}" if config.ensure_tasks else ""
         what = f"{len(entries)} networks with {fact} cannot be trained together"
         raise UsageError(what, hint="train them one by one with fit, or take mean or abmil, hard and equal")
     device = choose_device(config.device)
@@ -157,6 +161,7 @@ def sweep(
     learnt, looked = (
         np.unique(np.concatenate([getattr(entry, part) for entry in entries])) for part in ("train", "val")
     )
+    groups = None if labelled.groups is None else labelled.groups[learnt]
     race = Race(
         stack=Stack(networks, _dropout(aggregator)),
         folds=folds,
@@ -166,9 +171,11 @@ def sweep(
         bags=bags,
         pooled=pooled,
         covariates=known,
+        strata=strata_of(config, groups, {name: values[learnt] for name, values in labelled.targets.items()}, tasks),
     )
     share = len(learnt) / float(np.mean([len(entry.train) for entry in entries]))
     widened = _widened(config, race.data, share)
+    race.data.check(widened)
     finish = race.run(widened, report)
     race.stack.load(networks, finish.weights)
     found = {

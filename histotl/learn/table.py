@@ -32,6 +32,7 @@ class Cases:
         splits: ``train``, ``val``, ``test``, or empty for a case that the table gives no split.
         tasks: Tasks with their classes known.
         targets: Task name -> float64 (n,) or (n, c), NaN where missing.
+        cohorts: Data set of each case; empty where nothing says which.
     """
 
     ids: tuple[str, ...]
@@ -40,10 +41,15 @@ class Cases:
     splits: tuple[str, ...]
     tasks: tuple[Task, ...]
     targets: Targets
+    cohorts: tuple[str, ...] = ()
 
     def in_split(self, split: str) -> npt.NDArray[np.int64]:
         """Places of the cases of a split."""
         return np.flatnonzero(np.array(self.splits, dtype=object) == split).astype(np.int64)
+
+    def groups(self) -> npt.NDArray[np.int64] | None:
+        """int64 (n,): number of the data set of each case; None where nothing says which."""
+        return np.unique(self.cohorts, return_inverse=True)[1].astype(np.int64) if self.cohorts else None
 
 
 def patient_column(frame: pd.DataFrame, name: str, id_column: str) -> list[str]:
@@ -57,11 +63,18 @@ def patient_column(frame: pd.DataFrame, name: str, id_column: str) -> list[str]:
         guess = f"did you mean --patient {near}? else " if near else ""
         cure = f"{guess}--patient {id_column} says that every row is another patient"
         raise TableError(f"the table has no column {name!r} that names the patient", hint=cure)
-    return _filled(frame, name, flag="--patient")
+    return filled(frame, name, flag="--patient")
 
 
 def build_cases(
-    frame: pd.DataFrame, tasks: Sequence[Task], *, id_column: str, patient: str, split: str, bag: str = ""
+    frame: pd.DataFrame,
+    tasks: Sequence[Task],
+    *,
+    id_column: str,
+    patient: str,
+    split: str,
+    bag: str = "",
+    cohort: str = "",
 ) -> Cases:
     """Check a table and turn it into cases. ``splits`` are all empty when the table has no split column.
 
@@ -69,7 +82,7 @@ def build_cases(
         TableError: Unknown column, id missing or twice, value that is no class, no patient, unknown split.
         LeakageError: A patient stands in two splits.
     """
-    names = _filled(frame, id_column, flag="--id-column")
+    names = filled(frame, id_column, flag="--id-column")
     twice = sorted(pd.Series(names)[pd.Series(names).duplicated()].unique())
     if twice:
         cure = "keep one row each" if bag else "keep one row each, or gather rows into bags with --bag"
@@ -77,6 +90,7 @@ def build_cases(
     patients = patient_column(frame, patient, id_column)
     splits = _splits(frame, split)
     refuse_leakage(patients, splits)
+    cohorts = filled(frame, cohort, flag="--cohort-column") if cohort else []
     tasks = tuple(task.resolved(*read_columns(frame, task)) for task in tasks)
     check_parents(tasks, {task.name for task in tasks if task.is_classification})
     targets = {task.name: task.targets(*read_columns(frame, task)) for task in tasks}
@@ -89,8 +103,10 @@ def build_cases(
             splits=tuple(splits),
             tasks=tasks,
             targets=masked(tasks, targets),
+            cohorts=tuple(cohorts),
         )
-    return _bagged(names, patients, splits, _filled(frame, bag, flag="--bag"), tasks, targets)
+    bags = filled(frame, bag, flag="--bag")
+    return _bagged(names, patients, splits, cohorts, bags, tasks, targets)
 
 
 def read_columns(frame: pd.DataFrame, task: Task) -> list[list[str | None]]:
@@ -124,6 +140,7 @@ def _bagged(
     names: list[str],
     patients: list[str],
     splits: list[str],
+    cohorts: list[str],
     bags: list[str],
     tasks: tuple[Task, ...],
     targets: dict[str, npt.NDArray[np.float64]],
@@ -131,8 +148,9 @@ def _bagged(
     rows: dict[str, list[int]] = {}
     for row, bag in enumerate(bags):
         rows.setdefault(bag, []).append(row)
+    named = [("patients", patients), ("splits", splits), *([("cohorts", cohorts)] if cohorts else [])]
     for bag, places in rows.items():
-        for what, values in (("patients", patients), ("splits", splits)):
+        for what, values in named:
             found = sorted({values[place] for place in places})
             if len(found) > 1:
                 raise LeakageError(f"bag {bag!r} holds rows of several {what}: {_some(found)}", hint="use finer bags")
@@ -148,6 +166,7 @@ def _bagged(
         splits=tuple(splits[first] for first in firsts),
         tasks=tasks,
         targets=masked(tasks, joined),
+        cohorts=tuple(cohorts[first] for first in firsts) if cohorts else (),
     )
 
 
@@ -203,7 +222,12 @@ def _refuse_near_split(frame: pd.DataFrame, name: str) -> None:
         raise TableError(f"the table has a column {near[0]!r}, but none called {name!r}", hint=cure)
 
 
-def _filled(frame: pd.DataFrame, name: str, *, flag: str) -> list[str]:
+def filled(frame: pd.DataFrame, name: str, *, flag: str) -> list[str]:
+    """A column as text that has no empty cell.
+
+    Raises:
+        TableError: It has, or there is no such column.
+    """
     values = column(frame, name, flag=flag)
     missing = [row + 2 for row, value in enumerate(values) if value is None]
     if missing:

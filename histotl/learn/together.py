@@ -104,7 +104,8 @@ def _bags(cohort: Cohort, level: Level, store: BagStore, config: TrainConfig) ->
     bags, owner = cohort.bags, np.arange(len(cohort.cases.ids), dtype=np.int64)
     if level == "tile" and store.kind == "slides":
         bags, owner = bags.tiles(config.max_tiles, config.seed)
-    return Labelled(bags=bags, targets={name: target[owner] for name, target in cohort.cases.targets.items()}), owner
+    groups, targets = cohort.cases.groups(), {name: target[owner] for name, target in cohort.cases.targets.items()}
+    return Labelled(bags=bags, targets=targets, groups=None if groups is None else groups[owner]), owner
 
 
 def _parts(labelled: Labelled, owner: Indices, deal: Deal) -> tuple[Indices, Indices]:

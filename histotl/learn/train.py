@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,7 +21,6 @@ from histotl.learn.bags import BagStore
 from histotl.learn.calibrate import calibrate, stated
 from histotl.learn.calibrators import to_dict
 from histotl.learn.cohort import Cohort, build_cohort, label_counts
-from histotl.learn.compare import answered, difference
 from histotl.learn.config import TrainConfig, check_plugins
 from histotl.learn.decisions import fit_decisions
 from histotl.learn.finishing import finished, outputs_of, without_auxiliary
@@ -32,9 +32,11 @@ from histotl.learn.heads.base import Recalling
 from histotl.learn.labels import hard
 from histotl.learn.model import Model, save_model
 from histotl.learn.neighbours import TRAIN_CASES
-from histotl.learn.pretrained import Pretrained, choose_aggregator, load_aggregator
+from histotl.learn.pretrained import choose_aggregator
 from histotl.learn.resume import Progress
 from histotl.learn.scores import validation_scores
+from histotl.learn.single_tasks import compared, train_alone, with_fallback
+from histotl.learn.starting import check_start, pretrained_of
 from histotl.learn.task import Task, check_names
 from histotl.learn.trained import Trained, case_answers
 from histotl.learn.training_sets import Level, labelled_part, training_key
@@ -56,6 +58,7 @@ class TrainResult:
         seconds: Time taken.
         comparison: Task -> metric -> ``multi``, ``single`` and ``delta`` (with its interval) on val, where several
             tasks were trained.
+        answered_alone: Tasks that are answered by their own networks, by ``fallback``.
     """
 
     folder: Path
@@ -66,6 +69,7 @@ class TrainResult:
     learning_rate: float = 0.0
     seconds: float = 0.0
     comparison: Mapping[str, Mapping[str, Mapping[str, object]]] = field(default_factory=dict)
+    answered_alone: tuple[str, ...] = ()
 
 
 def train(
@@ -105,10 +109,14 @@ def train(
     _tell(report, cohort)
     if store.emptied:
         report(Step(stage="train", message=store.what_is_left_out(config.keep)))
-    inputs = _inputs(store, table)
+    inputs = _inputs(store, table, config)
     progress = Progress(out, training_key(cohort, store, level, config))
     trained = train_cohort(cohort, store, level, config, inputs, report, progress)
-    comparison = _compare_single(trained, cohort, store, level, config, report)
+    alone = train_alone(
+        trained, cohort, config, lambda part, settings: train_cohort(part, store, level, settings, {}, report)
+    )
+    comparison = compared(trained, alone, cohort, config.seed)
+    trained = with_fallback(trained, alone, comparison, config)
     model, values = trained.model, cohort.bags.covariates
     for text in () if values is None else model.covariates.sayings(values):
         report(Step(stage="train", message=text))
@@ -123,6 +131,7 @@ def train(
         notes=cohort.notes,
         learning_rate=trained.fitted.learning_rate,
         comparison=comparison,
+        answered_alone=tuple(model.own),
         seconds=round(time.monotonic() - began, 2),
     )
     _write_training(result, cohort, trained, out)
@@ -153,7 +162,7 @@ def train_cohort(
     Raises:
         TableError: A task has no labelled training row.
     """
-    start = _pretrained(store, level, config)
+    start = pretrained_of(store, level, config)
     fitted = fit(
         labelled_part(cohort, "train", level, store, config),
         labelled_part(cohort, "val", level, store, config),
@@ -248,16 +257,23 @@ def prepare(
     check_plugins(config)
     choose_device(config.device)
     store = BagStore.open(
-        features, backbone=config.backbone, views=config.views, keep=config.keep, memory_gb=config.memory_gb
+        features,
+        more=config.more_features,
+        backbone=config.backbone,
+        views=config.views,
+        keep=config.keep,
+        memory_gb=config.memory_gb,
     )
     level = pick_level(config, store)
     try:
-        return store, level, build_cohort(table, store, checked, config)
+        cohort = build_cohort(table, store, checked, config)
     except TableError as error:
         if not store.emptied:
             raise
         # Rows that lack features may lack them only under this condition.
         raise TableError(f"{error.message}; {store.what_is_left_out(config.keep)}", hint=error.hint) from error
+    check_start(cohort, store, level, config)
+    return store, level, cohort
 
 
 def pick_level(config: TrainConfig, store: BagStore) -> Level:
@@ -274,16 +290,6 @@ def pick_level(config: TrainConfig, store: BagStore) -> Level:
     if config.level == "auto":
         return "slide" if store.kind == "slides" or config.bag else "tile"
     return config.level
-
-
-def _pretrained(store: BagStore, level: Level, config: TrainConfig) -> Pretrained | None:
-    if not config.pretrained:
-        return None
-    if level == "tile":
-        raise UsageError("--pretrained with answers for tiles", hint="drop it, or train slides or bags: --bag patient")
-    found = load_aggregator(config.pretrained)
-    found.check(store.identity, store.dim)
-    return found
 
 
 def _gate(cohort: Cohort, store: BagStore, config: TrainConfig) -> Gate | None:
@@ -354,35 +360,13 @@ def _train_cases(cohort: Cohort, tasks: Sequence[Task]) -> dict[str, list[str]] 
     return {"ids": [cases.ids[row] for row in rows], "patients": [cases.patients[row] for row in rows]}
 
 
-def _compare_single(
-    trained: Trained, cohort: Cohort, store: BagStore, level: Level, config: TrainConfig, report: Report
-) -> dict[str, dict[str, dict[str, object]]]:
-    """What each task gains on val from being trained with the others; nothing for a single task."""
-    tasks = trained.model.tasks
-    if len(cohort.cases.tasks) < 2 or not config.compare_single:
-        return {}
-    rows = cohort.cases.in_split("val")
-    patients = [cohort.cases.patients[row] for row in rows]
-    found = {}
-    for task in tasks:
-        alone = train_cohort(cohort.of_task(task), store, level, replace(config, ood=()), {}, report)
-        truth = cohort.cases.targets[task.name][rows]
-        found[task.name] = difference(
-            task,
-            [answered(trained.model, task, trained.answers[task.name])],
-            [answered(alone.model, task, alone.answers[task.name])],
-            truth,
-            patients,
-            seed=config.seed,
-        )
-    return found
-
-
-def _inputs(store: BagStore, table: Path | str | pd.DataFrame) -> dict[str, str]:
+def _inputs(store: BagStore, table: Path | str | pd.DataFrame, config: TrainConfig) -> dict[str, str]:
     inputs = {f"features:{name}": digest for name, digest in store.digests.items()}
     if not isinstance(table, pd.DataFrame):
         inputs["table"] = file_digest(Path(table), whole=True)
-    return inputs
+    if config.pretrained:
+        inputs["pretrained"] = file_digest(Path(config.pretrained), whole=True)
+    return inputs | {f"table:{more}": file_digest(Path(more), whole=True) for more in config.more_tables}
 
 
 def _tell(report: Report, cohort: Cohort) -> None:
@@ -391,6 +375,8 @@ def _tell(report: Report, cohort: Cohort) -> None:
     for what in ("rows_without_features", "features_without_row", "cases_without_split"):
         if cohort.notes[what]:
             text += f"; {cohort.notes[what]} {what.replace('_', ' ')}"
+    if cohort.cases.cohorts:
+        text += "; data sets: " + ", ".join(f"{name} {n}" for name, n in Counter(cohort.cases.cohorts).items())
     report(Step(stage="train", message=f"cases: {text}; split: {cohort.notes['split']}"))
 
 
@@ -409,6 +395,7 @@ def _write_training(result: TrainResult, cohort: Cohort, trained: Trained, out: 
         "covariates": {} if cohort.bags.covariates is None else model.covariates.account(cohort.bags.covariates),
         "validation": result.validation,
         "compared_with_single_tasks": result.comparison,
+        "answered_alone": list(result.answered_alone),
         "history": fitted.history,
         "seconds": result.seconds,
     }

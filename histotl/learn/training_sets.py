@@ -22,10 +22,17 @@ def labelled_part(cohort: Cohort, split: str, level: Level, store: BagStore, con
     rows = cohort.cases.in_split(split)
     bags = cohort.bags.subset(rows)
     targets = {name: target[rows] for name, target in cohort.cases.targets.items()}
+    groups = cohort.cases.groups()
+    groups = None if groups is None else groups[rows]
     if level == "slide" or store.kind == "patches":
-        return Labelled(bags=bags, targets=targets)
+        return Labelled(bags=bags, targets=targets, groups=groups)
     tiles, owner = bags.tiles(config.max_tiles, config.seed)
-    return Labelled(bags=tiles, targets={name: target[owner] for name, target in targets.items()}, owner=owner)
+    return Labelled(
+        bags=tiles,
+        targets={name: target[owner] for name, target in targets.items()},
+        owner=owner,
+        groups=None if groups is None else groups[owner],
+    )
 
 
 def training_key(cohort: Cohort, store: BagStore, level: Level, config: TrainConfig) -> str:
@@ -35,7 +42,9 @@ def training_key(cohort: Cohort, store: BagStore, level: Level, config: TrainCon
     versions = Provenance.now()
     # Files of other tools carry no digest of their features.
     files = [
-        store.digests.get(path.stem) or [str(path), path.stat().st_size, path.stat().st_mtime_ns]
+        store.digests.get(path.stem)
+        or store.digests.get(str(path))
+        or [str(path), path.stat().st_size, path.stat().st_mtime_ns]
         for path in store.source.paths
     ]
     parts = [labelled_part(cohort, split, level, store, config) for split in ("train", "val")]
@@ -54,6 +63,11 @@ def training_key(cohort: Cohort, store: BagStore, level: Level, config: TrainCon
     arrays = [
         array
         for part in parts
-        for array in (part.bags.rows, part.bags.offsets, *(part.targets[name] for name in sorted(part.targets)))
+        for array in (
+            part.bags.rows,
+            part.bags.offsets,
+            *(part.targets[name] for name in sorted(part.targets)),
+            *(() if part.groups is None else (part.groups,)),
+        )
     ]
     return digest(facts, [*arrays, *(each for each in columns if each is not None)])

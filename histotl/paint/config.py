@@ -9,6 +9,7 @@ from histotl.core.errors import UsageError
 from histotl.core.units import MPP_MIN
 
 FOREIGN: Final = ("adipose", "muscle", "brown")
+LABELS: Final = ("type", "dysplasia")
 _MPP_COARSEST = 2.0
 
 
@@ -43,6 +44,12 @@ class PaintConfig:
     size_um: tuple[float, float] = (1040.0, 800.0)
     """Mean width and height of a slide in µm; slides vary by a tenth."""
 
+    prefix: str = "P"
+    """What names of patients and slides begin with: two cohorts that are used together need names of their own."""
+
+    labels: tuple[str, ...] = LABELS
+    """Labels that the table tells, of type and dysplasia; the others are empty, as in cohorts made for one question."""
+
     workers: int = 1
     """Slides painted at a time, each in its own process; 1 paints in this process."""
 
@@ -68,6 +75,13 @@ class PaintConfig:
             raise UsageError(f"size_um is {self.size_um}, too small for a few glands", hint="use 250 µm or more a side")
         if self.workers < 1:
             raise UsageError(f"workers is {self.workers}", hint="use workers=1 or more")
+        self._check_names()
+
+    def _check_names(self) -> None:
+        if not self.prefix.isalnum():
+            raise UsageError(f"prefix is {self.prefix!r}, it becomes part of file names", hint="use letters and digits")
+        if not self.labels or not set(self.labels) <= set(LABELS):
+            raise UsageError(f"labels are {self.labels}", hint=f"use some of {', '.join(LABELS)}")
         for name in self.foreign:
             if name not in FOREIGN:
                 raise UsageError(f"no foreign tissue is called {name!r}", hint=f"use some of {', '.join(FOREIGN)}")

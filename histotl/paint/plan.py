@@ -55,7 +55,7 @@ class PlannedSlide:
             "dysplasia": self.dysplasia,
             "split": self.split,
             "artefacts": ";".join(self.recipe.artefacts),
-            "tissue": "colon" if self.type else self.recipe.slide_id.removeprefix("OOD-"),
+            "tissue": "colon" if self.split != "ood" else self.recipe.slide_id.removeprefix("OOD-"),
         }
 
 
@@ -88,8 +88,8 @@ def plan_cohort(config: PaintConfig) -> list[PlannedSlide]:
                 recipe=_recipe(f"{patient.name}-{seen[patient.name]}", patient, marks, config, rng),
                 patient=patient.name,
                 site=patient.site,
-                type=patient.type,
-                dysplasia="" if patient.hidden else patient.dysplasia,
+                type=patient.type if "type" in config.labels else "",
+                dysplasia="" if patient.hidden or "dysplasia" not in config.labels else patient.dysplasia,
                 split=patient.split,
                 stream=stream,
             )
@@ -99,7 +99,7 @@ def plan_cohort(config: PaintConfig) -> list[PlannedSlide]:
 
 def _patients(config: PaintConfig, rng: np.random.Generator) -> list[_Patient]:
     """Patients in the order of their names, every type spread over grades, sites and splits."""
-    names = [f"P{i + 1:03d}" for i in rng.permutation(config.patients)]
+    names = [f"{config.prefix}{i + 1:03d}" for i in rng.permutation(config.patients)]
     patients: list[_Patient] = []
     for k, kind in enumerate(TYPES):
         count = len(range(k, config.patients, len(TYPES)))

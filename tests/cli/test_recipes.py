@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from histotl.cli._steps import _inputs
 from histotl.cli.main import call
 from histotl.cli.run import read_recipe
 from histotl.core.errors import UsageError
+from histotl.learn.pretrained import load_aggregator
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "pipelines").glob("*.toml"))
@@ -78,6 +81,35 @@ def test_painted_stain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     (tmp_path / "painted" / "stain" / "stain.json").unlink()
     assert call(argv) == 0
     assert page.with_name("stain.json").is_file()
+
+
+def test_pretrain_aggregator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = str(ROOT / "pipelines" / "pretrain_aggregator.toml")
+    argv = ["run", recipe, "--set", f"out={tmp_path}/out", "--quiet", "--set", "size_um=[420.0, 340.0]"]
+    argv += ["--set", "patients=12", "--set", "few=12", "--set", "backbone=color_stats", "--set", "min_steps=40"]
+    assert call(argv) == 0
+    told = json.loads((tmp_path / "out" / "teacher" / "training.json").read_text())
+    # North tells no dysplasia, and south no type.
+    assert (
+        told["label_counts"]["type"]["train"]["missing"]
+        == told["notes"]["cohorts"][f"{tmp_path}/out/south/cohort.csv"]["train"]
+    )
+    assert load_aggregator(tmp_path / "out" / "aggregator" / "aggregator.safetensors").spec.startswith(
+        "abmil(hidden=128"
+    )
+    assert (tmp_path / "out" / "evaluation" / "report.html").is_file()
+    capsys.readouterr()
+    assert call(argv) == 0
+    assert capsys.readouterr().out.count("fresh, skipped") == 11
+    # A damaged file is written again, and what started from it is still what it was.
+    kept = tmp_path / "out" / "aggregator" / "aggregator.safetensors"
+    kept.write_bytes(kept.read_bytes() + b"\0")
+    assert call(argv) == 0
+    assert capsys.readouterr().out.count("fresh, skipped") == 10
+    step = read_recipe(ROOT / "pipelines" / "pretrain_aggregator.toml", {"out": str(tmp_path / "out")})[8]
+    assert kept in [place for _, place in _inputs(step)]
+    second = [place for _, place in _inputs(read_recipe(ROOT / "pipelines" / "pretrain_aggregator.toml", {})[6])]
+    assert {Path("pretrained/south/cohort.csv"), Path("pretrained/south/features")} <= set(second)
 
 
 def test_polyp_patches(patch_set: Path, tmp_path: Path) -> None:

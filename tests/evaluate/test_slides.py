@@ -69,7 +69,7 @@ def test_outline_grid_and_scores_are_drawn_where_the_tissue_is(
     embedded(made, ["slide-040"])
     result = _run(made, tmp_path / "out")
     (card,) = _cards(result, made)
-    overview, overlay = _picture(card.overview), _picture(card.overlay)
+    overview, overlay = _picture(card.overview), _picture(card.overlays[0].picture)
     plain = np.asarray(Image.open(tmp_path / "job" / "thumbnails" / "slide-040.jpg").convert("RGB")).astype(int)
     changed = np.abs(overview - plain).max(axis=2) > 60
     assert changed[100:300, 150:400].mean() > 0.05
@@ -89,7 +89,7 @@ def test_flagged_slides_of_other_splits_are_shown_first_and_named(
     cards = _cards(result, made)
     assert (cards[0].outside, cards[0].split, cards[0].flagged, cards[0].verdict) == (True, "ood", True, "")
     assert [card.outside for card in cards] == [True, False]
-    assert cards[0].overlay_name == "OOD score of each tile"
+    assert cards[0].overlays[0].caption == "OOD score of each tile"
     assert "flagged as OOD" in result.report_html.read_text()
 
 
@@ -128,7 +128,7 @@ def test_probabilities_of_tiles_are_drawn_when_there_is_no_attention(
     yes = np.linspace(0, 1, len(scores.coords_l0))
     write_tile_scores(path, scores.coords_l0, {**scores.columns, "dysplasia:yes": yes, "dysplasia:no": 1 - yes}, {})
     (card,) = _cards(_run(made, tmp_path / "out"), made)
-    assert card.overlay_name == f"probability of “{card.tasks[0].predicted}” (dysplasia) of each tile"
+    assert card.overlays[0].caption == f"probability of “{card.tasks[0].predicted}” (dysplasia) of each tile"
 
 
 def test_without_features_the_page_says_how_to_get_pictures(study: Callable[..., object], tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_the_most_faithful_explanation_is_drawn(
     embedded(made, ["slide-040"])
     result = _run(made, tmp_path / "out")
     (before,) = _cards(result, made)
-    assert before.overlay_name == "attention: how much each tile counts in the answer"
+    assert before.overlays[0].caption == "attention: how much each tile counts in the answer"
     path = made.predictions / "tile_scores" / "slide-040.h5"
     scores = read_tile_scores(path)
     task = before.tasks[0]
@@ -154,5 +154,31 @@ def test_the_most_faithful_explanation_is_drawn(
     tested = {task.task: {"random": {}, "leave_one_out": {}, "attention": {}}}
     (made.predictions / "explanation.json").write_text(json.dumps({"faithfulness": tested}))
     (after,) = _cards(result, made)
-    assert after.overlay_name == f"how much each tile speaks for “{task.predicted}” ({task.task}), by leave_one_out"
-    assert after.overlay != before.overlay
+    assert (
+        after.overlays[0].caption == f"how much each tile speaks for “{task.predicted}” ({task.task}), by leave_one_out"
+    )
+    assert after.overlays[0].picture != before.overlays[0].picture
+
+
+def test_the_attention_of_every_task_is_drawn(
+    study: Callable[..., object], embedded: Callable[..., Path], tmp_path: Path
+) -> None:
+    made = study(n=60)
+    embedded(made, ["slide-040"])
+    path = made.predictions / "tile_scores" / "slide-040.h5"
+    scores = read_tile_scores(path)
+    n = len(scores.coords_l0)
+    # A task whose attention is the same everywhere has nothing to show.
+    own = {"attention:dysplasia": np.arange(n), "attention:grade": np.arange(n)[::-1], "attention:lesion": np.ones(n)}
+    write_tile_scores(path, scores.coords_l0, {**scores.columns, **{k: v * 1.0 for k, v in own.items()}}, {})
+    result = _run(made, tmp_path / "out")
+    (card,) = _cards(result, made)
+    assert [overlay.caption for overlay in card.overlays] == [
+        "attention: how much each tile counts in the answer",
+        "attention for dysplasia: how much each tile counts in that answer",
+        "attention for grade: how much each tile counts in that answer",
+    ]
+    assert len({overlay.picture for overlay in card.overlays}) == 3
+    page = result.report_html.read_text()
+    assert len(re.findall(r'<img src="data:image/jpeg;base64,', page)) == 4
+    assert "<figcaption>attention for grade: how much" in page

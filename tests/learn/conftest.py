@@ -52,8 +52,8 @@ def card(name: str = "scattering", dim: int = DIM) -> BackboneCard:
     return BackboneCard(name=name, dim=dim, pooling="avg", input_px=224, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
-def _identity(stain: str, tiles: TileSpec | None, name: str) -> FeatureIdentity:
-    return FeatureIdentity.of(card(name), tiles, stain=stain, compute="fp32", dtype="fp32")
+def _identity(stain: str, tiles: TileSpec | None, name: str, dim: int = DIM) -> FeatureIdentity:
+    return FeatureIdentity.of(card(name, dim), tiles, stain=stain, compute="fp32", dtype="fp32")
 
 
 def _extras(views: np.ndarray | None, seed: int = 0) -> tuple[ViewSpec, ...]:
@@ -135,8 +135,8 @@ def write_slide() -> Callable[..., Path]:
             tissue_fraction=np.ones(n, dtype=np.float32),
         )
         meta = EmbeddingsMeta(
-            identity=_identity(stain, spec, name),
-            card=card(name),
+            identity=_identity(stain, spec, name, x.shape[1]),
+            card=card(name, x.shape[1]),
             provenance=Provenance.now(),
             slide=slide,
             grid=grid,

@@ -9,15 +9,17 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
+from sklearn.metrics import roc_auc_score
 
+from histotl.cli.main import call
 from histotl.core.errors import CorruptFileError, IdentityError, StoreError, UsageError
 from histotl.learn.config import PredictConfig, TrainConfig
 from histotl.learn.model import load_model
 from histotl.learn.predict import predict
 from histotl.learn.predictions import read_predictions
-from histotl.learn.pretrained import load_aggregator, save_aggregator
+from histotl.learn.pretrained import export_aggregator, load_aggregator, save_aggregator
 from histotl.learn.task import parse_task
-from histotl.learn.train import prepare, train
+from histotl.learn.train import prepare, preview, train
 from histotl.learn.training_sets import training_key
 from histotl.store.tile_scores import read_tile_scores
 
@@ -130,3 +132,107 @@ def test_attention_of_every_task_is_written(
     own = [columns[f"attention:{task.name}"].astype(np.float64) for task in TWO]
     np.testing.assert_allclose([each.sum() for each in own], 1, atol=1e-3)
     np.testing.assert_allclose(columns["attention"], np.mean(own, axis=0), atol=1e-3)
+
+
+def test_a_dry_run_refuses_what_training_would(
+    slide_cohort: Cohort, quick: TrainConfig, write_slide: Callable[..., Path], tmp_path: Path
+) -> None:
+    table, features = slide_cohort
+    two = replace(quick, compare_single=False)
+    model = trained(slide_cohort, tmp_path / "model", two, "dsmil(hidden=8, query=4)", TWO)
+    file = export_aggregator(model, tmp_path / "kept")
+    assert file == tmp_path / "kept" / "aggregator.safetensors"
+    config = replace(two, pretrained=str(file))
+    assert preview(table, features, tasks=TWO, config=config)["lesion"]["train"] == {"no": 10, "yes": 10, "missing": 0}
+    with pytest.raises(UsageError, match="answers for its 2 tasks, and cannot for one of them alone") as caught:
+        preview(table, features, tasks=TWO, config=replace(config, compare_single=True))
+    assert "--no-compare-single" in str(caught.value.hint)
+    with pytest.raises(UsageError, match="weights for its own tasks: lesion"):
+        preview(table, features, tasks=LESION, config=config)
+    with pytest.raises(UsageError, match="--aggregator is abmil"):
+        preview(table, features, tasks=TWO, config=replace(config, aggregator="abmil"))
+    with pytest.raises(UsageError, match="answers for tiles"):
+        preview(table, features, tasks=TWO, config=replace(config, level="tile"))
+    with pytest.raises(StoreError, match="cannot be read"):
+        preview(table, features, tasks=TWO, config=replace(config, pretrained=str(tmp_path / "none")))
+    narrow = tmp_path / "narrow" / "features_scattering"
+    for name in table["slide_id"]:
+        write_slide(narrow, name, np.zeros((3, 8)))
+    with pytest.raises(IdentityError, match="takes features 16 wide, these are 8"):
+        preview(table, narrow, tasks=TWO, config=config)
+
+
+def test_the_verbs_export_and_dry_run(
+    slide_cohort: Cohort, quick: TrainConfig, write_slide: Callable[..., Path], tmp_path: Path
+) -> None:
+    table, features = slide_cohort
+    model = trained(slide_cohort, tmp_path / "model", quick)
+    assert call(["export", str(model), str(tmp_path / "kept")]) == 0
+    file = tmp_path / "kept" / "aggregator.safetensors"
+    assert load_aggregator(file).in_dim == 16
+    assert call(["export", str(model), str(tmp_path / "kept"), "--member", "5"]) == 2
+    table.to_csv(tmp_path / "table.csv", index=False)
+    task = "lesion: binary(classes=('no', 'yes'))"
+    argv = ["train", str(tmp_path / "table.csv"), str(features), str(tmp_path / "again"), "--task", task, "--dry-run"]
+    assert call([*argv, "--pretrained", str(file)]) == 0
+    narrow = tmp_path / "narrow" / "features_scattering"
+    for name in table["slide_id"]:
+        write_slide(narrow, name, np.zeros((3, 8)))
+    argv[2] = str(narrow)
+    assert call(argv) == 0
+    assert call([*argv, "--pretrained", str(file)]) == 2
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_small_cohort_gains_from_what_large_ones_taught(
+    quick: TrainConfig, write_slide: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Two cohorts with a label each, both about the same rare tiles; a small one with a question of its own."""
+    rng = np.random.default_rng(0)
+    known, noise = rng.normal(size=(2, 16))
+    parts = {"a": (60, "first"), "b": (40, "second"), "small": (72, "lesion")}
+    tables = {}
+    for name, (n, column) in parts.items():
+        rows = []
+        for i in range(n):
+            x = rng.normal(size=(40, 16))
+            # Two tiles of every slide stand out; in half of the slides they do for the reason that counts.
+            x[:2] += 0.8 * (known if i % 2 else noise)
+            write_slide(tmp_path / name / "features_scattering", f"{name}{i:02d}", x)
+            split = "val" if i % 10 < 2 else "train"
+            if name == "small":
+                split = "train" if i < 8 else "val" if i < 16 else "test"
+            rows.append({"slide_id": f"{name}{i:02d}", "patient": f"{name}{i}", "split": split, column: "ny"[i % 2]})
+        tables[name] = pd.DataFrame(rows)
+    tables["b"].to_csv(tmp_path / "b.csv", index=False)
+    config = replace(quick, ood=(), compare_single=False, learning_rates=(0.003,), min_steps=300, max_steps=300)
+    joined = replace(
+        config,
+        aggregator=SMALL,
+        more_tables=(str(tmp_path / "b.csv"),),
+        more_features=(str(tmp_path / "b"),),
+        sampling="dataset_balanced",
+        ensure_tasks=2,
+    )
+    tasks = tuple(f"{name}: binary(classes=('n', 'y'))" for name in ("first", "second"))
+    teacher = train(tables["a"], tmp_path / "a", tmp_path / "teacher", tasks=tasks, config=joined).folder
+    file = str(export_aggregator(teacher, tmp_path / "kept"))
+    found = {}
+    for name, settings in (
+        ("pretrained", replace(config, pretrained=file)),
+        ("scratch", replace(config, aggregator=SMALL)),
+    ):
+        model = train(
+            tables["small"],
+            tmp_path / "small",
+            tmp_path / name,
+            tasks=("lesion: binary(classes=('n', 'y'))",),
+            config=settings,
+        ).folder
+        frame = read_predictions(
+            predict(model, tmp_path / "small", tmp_path / f"{name}_out", config=PredictConfig(device="cpu"))
+        ).frame
+        test = frame["model_split"] == "test"
+        found[name] = roc_auc_score(tables["small"].loc[test.to_numpy(), "lesion"] == "y", frame.loc[test, "lesion:y"])
+    assert found["pretrained"] > 0.8
+    assert found["pretrained"] > found["scratch"] + 0.1

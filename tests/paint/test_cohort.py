@@ -68,6 +68,20 @@ def test_bubbles_come_when_asked_for_and_leave_all_else_as_it_is():
         assert replace(other, recipe=replace(other.recipe, artefacts=marks)) == one
 
 
+def test_names_begin_as_asked_and_the_table_tells_the_labels_that_are_wanted():
+    plan, told = plan_cohort(PaintConfig()), plan_cohort(PaintConfig(prefix="N", labels=("type",)))
+    for one, other in zip(plan, told, strict=True):
+        assert (other.type, other.dysplasia, other.row()["tissue"]) == (one.type, "", one.row()["tissue"])
+        if one.split != "ood":
+            assert (other.patient, other.recipe.slide_id) == ("N" + one.patient[1:], "N" + one.recipe.slide_id[1:])
+        recipe = replace(other.recipe, slide_id=one.recipe.slide_id)
+        assert replace(other, recipe=recipe, patient=one.patient, dysplasia=one.dysplasia) == one
+    untyped = [s.row() for s in plan_cohort(PaintConfig(labels=("dysplasia",))) if s.split != "ood"]
+    assert {row["type"] for row in untyped} == {""}
+    assert {row["tissue"] for row in untyped} == {"colon"}
+    assert {row["dysplasia"] for row in untyped} >= set(DYSPLASIA)
+
+
 def test_files_and_table(small_cohort, small_config):
     rows = rows_of(small_cohort)
     assert tuple(rows[0]) == COLUMNS
@@ -127,6 +141,9 @@ def test_workers_do_not_change_a_byte(small_cohort, small_config, tmp_path):
         ({"foreign": ("liver",)}, "no foreign tissue is called 'liver'"),
         ({"foreign": ("brown", "brown")}, "twice"),
         ({"size_um": (900.0, 100.0)}, "too small"),
+        ({"prefix": "a/b"}, "becomes part of file names"),
+        ({"labels": ("grade",)}, "labels are"),
+        ({"labels": ()}, "labels are"),
     ],
 )
 def test_refusals(change, message):
