@@ -23,6 +23,7 @@ from histotl.core.progress import Report, Step, silent
 from histotl.core.provenance import Provenance
 from histotl.learn.bags import BagStore
 from histotl.learn.cohort import Cohort
+from histotl.learn.cohort_training import completed, train_cohort
 from histotl.learn.compare import Answered, answered, difference, estimates, mean_draws
 from histotl.learn.config import TrainConfig
 from histotl.learn.cross_config import CrossConfig
@@ -35,7 +36,7 @@ from histotl.learn.single_tasks import compared, train_alone, with_fallback
 from histotl.learn.split import fold_patients
 from histotl.learn.task import Task
 from histotl.learn.together import Deal, fit_together, is_together
-from histotl.learn.train import completed, prepare, train_cohort
+from histotl.learn.train import prepare
 from histotl.learn.trained import EVAL_ROWS, Trained, case_answers
 from histotl.learn.training_sets import Level
 

@@ -1,9 +1,9 @@
 """Each task trained alone beside all together: what it gains from the others, and what answers it where it loses.
 
 A task is answered by its own networks where these have the lower validation loss (``nll`` of classes, ``nll_labels`` of
-labels, ``mae`` of numbers) beyond chance: where the 95 % interval of the paired difference over patients excludes 0. The
-plain difference would not do: validation has chosen the checkpoints and calibrated the answers of both, and of tasks
-that neither help nor harm each other half would be moved by chance. Risks, which have no such loss, stay with the
+labels, ``mae`` of numbers) beyond chance: where the 95 % interval of the paired difference over patients excludes 0.
+The plain difference would not do: validation has chosen the checkpoints and calibrated the answers of both, and of
+tasks that neither help nor harm each other half would be moved by chance. Risks, which have no such loss, stay with the
 networks of all tasks.
 """
 

@@ -21,6 +21,7 @@ from histotl.evaluate.stain.judge import load_judge
 from histotl.learn import model as model_module
 from histotl.learn.bags import BagStore
 from histotl.learn.cohort import build_cohort
+from histotl.learn.cohort_training import train_cohort
 from histotl.learn.config import PredictConfig, TrainConfig
 from histotl.learn.cross_config import CrossConfig
 from histotl.learn.cross_validate import cross_validate
@@ -31,7 +32,7 @@ from histotl.learn.model import load_model, save_model
 from histotl.learn.predict import predict
 from histotl.learn.predictions import read_predictions
 from histotl.learn.task import Task, parse_task
-from histotl.learn.train import preview, train, train_cohort
+from histotl.learn.train import preview, train
 from histotl.learn.training_sets import training_key
 from histotl.store.tile_scores import read_tile_scores
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from histotl.core.errors import CorruptFileError, UsageError
+from histotl.learn.cohort_training import train_cohort
 from histotl.learn.config import PredictConfig, TrainConfig
 from histotl.learn.cross_config import CrossConfig
 from histotl.learn.cross_validate import cross_validate
@@ -23,7 +24,7 @@ from histotl.learn.predict import predict
 from histotl.learn.predictions import read_predictions
 from histotl.learn.single_tasks import better_alone, compared, train_alone, with_fallback
 from histotl.learn.task import parse_task
-from histotl.learn.train import prepare, train, train_cohort
+from histotl.learn.train import prepare, train
 from histotl.learn.trained import Trained
 from histotl.store.tile_scores import read_tile_scores
 
