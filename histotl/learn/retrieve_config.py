@@ -13,7 +13,8 @@ class RetrieveConfig:
     """Whose neighbours are looked for, and among which training rows."""
 
     ids: tuple[str, ...] = ()
-    """Names of the slides, patches or bags to look for, as in the features; empty: all that have features."""
+    """Names of the slides, patches or bags to look for, as in the features (repeat the flag for more);
+    empty: all that have features."""
     task: str = ""
     """Name of the task whose neighbours are meant; empty: the only one that keeps training rows."""
     other_patients: bool = True

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from histotl.core.errors import UsageError
+from histotl.core.progress import Step
 from histotl.core.registry import create
 from histotl.evaluate.config import EvaluateConfig
 from histotl.evaluate.stage import evaluate_predictions
@@ -293,17 +294,42 @@ def test_explanations_of_votes(slide_cohort: Cohort, quick: TrainConfig, tmp_pat
     assert set(found.left_out) == {"contribution"}
 
 
+def test_an_interrupted_training_keeps_the_same_rows(slide_cohort: Cohort, quick: TrainConfig, tmp_path: Path) -> None:
+    table, features = slide_cohort
+    config = replace(quick, aggregator="abmil(hidden=16, attention=8)", members=2, ood=())
+
+    def stop(step: Step) -> None:
+        if step.done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(table, features, tmp_path / "a", tasks=lesion(), config=config, report=stop)
+    told: list[Step] = []
+    train(table, features, tmp_path / "a", tasks=lesion(), config=config, report=told.append)
+    assert sum("of the start before" in step.message for step in told) == 1
+    train(table, features, tmp_path / "b", tasks=lesion(), config=config)
+    one, other = (load_model(tmp_path / name) for name in "ab")
+    for first, second in zip(one.members, other.members, strict=True):
+        state = second.state_dict()
+        assert all(torch.equal(value, state[name]) for name, value in first.state_dict().items())
+
+
 def test_codes_are_kept_as_bytes(patch_cohort: Cohort, quick: TrainConfig, tmp_path: Path) -> None:
     table, features = patch_cohort
-    config = replace(quick, min_steps=300, max_steps=300, batch_size=48)
-    folder = train(table, features, tmp_path / "m", tasks=["label: embedding(hash_bits=32)"], config=config).folder
-    kept = load_model(folder).members[0].recall("label")
+    config = replace(quick, min_steps=300, max_steps=300, batch_size=48, threshold="youden")
+    words = "column='label', classes=('no', 'yes'), map={'normal': 'no', '*': 'yes'}"
+    folder = train(
+        table, features, tmp_path / "m", tasks=[f"ill: embedding({words}, hash_bits=32)"], config=config
+    ).folder
+    model = load_model(folder)
+    assert model.decisions["ill"].threshold is not None
+    kept = model.members[0].recall("ill")
     assert kept is not None
     assert kept.bank.dtype == torch.int8
     assert kept.bank.shape == (144, 32)
     found = read_predictions(predict(folder, features, tmp_path / "p", config=CPU)).frame
     test = table["split"].to_numpy() == "test"
-    assert (found["label"] == table["label"])[test].mean() > 0.8
+    assert ((found["ill"] == "no") == (table["label"] == "normal"))[test].mean() > 0.8
 
 
 def test_votes_of_readers_are_votes_of_neighbours(labelled: Callable[..., Labelled], quick: TrainConfig) -> None:
