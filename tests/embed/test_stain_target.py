@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from histotl.core.errors import HistotlError, StainError, UsageError
-from histotl.core.registry import canonical, create
+from histotl.core.registry import canonical, create, identified
 from histotl.core.values import SlideEntry
 from histotl.embed.config import EmbedConfig, TileConfig
 from histotl.embed.engine import embed_slides
@@ -64,8 +64,8 @@ def test_the_cohort_is_the_median_of_its_slides(method, slides, tmp_path, tiling
     identity = features(out, "a").identity
     assert identity is not None
     assert "target=''" in identity.stain  # numbers, not the name of where they came from
-    assert identity.stain == canonical(planned(f"{method}(target='cohort')", slides, out, tiling).normalizer)
-    assert identity.stain != canonical(create("stain", method))
+    assert identity.stain == identified(planned(f"{method}(target='cohort')", slides, out, tiling).normalizer)
+    assert identity.stain != identified(create("stain", method))
 
 
 def test_slides_that_come_later_go_to_the_same_reference(slides, tmp_path, tiling, config):
