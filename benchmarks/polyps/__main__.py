@@ -67,7 +67,9 @@ def backbones(weights: Path) -> dict[str, str]:
 
 def joint(table: Path, features: Path, out: Path, tasks: tuple[Task, ...], **config: object) -> dict[str, object]:
     """Train on train, calibrate on val, evaluate once on test."""
-    result = histotl.train(table, features, out / "model", tasks=tasks, config=histotl.TrainConfig(**config))
+    result = histotl.train(
+        table, features, out / "model", tasks=tasks, config=histotl.TrainConfig(compare_single=False, **config)
+    )
     histotl.predict(out / "model", features, out / "predictions", config=PredictConfig())
     evidence = histotl.evaluate_predictions(out / "predictions", table, out / "evaluation").evidence
     found = {t.answers.name: t.metrics[SHOWN[t.answers.kind]].to_dict() for t in evidence.tasks}

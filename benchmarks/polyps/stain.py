@@ -79,7 +79,7 @@ def predicted(variant: Variant, table: Path, out: Path) -> pd.Series:
     """Predicted class of every test patch, by path; trained on train, calibrated on val."""
     features = features_of(out, variant.stain) / f"features_{variant.backbone}"
     place = out / variant.folder
-    config = histotl.TrainConfig(views=variant.views)
+    config = histotl.TrainConfig(views=variant.views, compare_single=False)
     histotl.train(table, features, place / "model", tasks=PATCH_TASKS, config=config)
     histotl.predict(place / "model", features, place / "predictions", config=PredictConfig())
     frame = read_predictions(place / "predictions").frame

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,7 @@ class Fold:
         objective: Made of their training labels.
         train: float32 (B, t) labels of all bags, NaN where a bag is not learnt from.
         val: Likewise, of the bags that choose the checkpoint.
+        looked: int64, rising: these bags.
         together: The losses can be computed for all of them at once.
     """
 
@@ -40,6 +42,7 @@ class Fold:
     objective: Objective
     train: torch.Tensor
     val: torch.Tensor
+    looked: npt.NDArray[np.int64]
     together: bool
 
     def losses(self, outputs: Outputs, bags: torch.Tensor) -> torch.Tensor:
@@ -119,7 +122,7 @@ class Race:
     def run(self, config: TrainConfig, report: Report) -> Finish:
         """Train; see :func:`histotl.learn._trainer.train_one`, whose steps these are."""
         weights, count = self.stack.weights, len(self.stack)
-        val = self._bags.subset(self._looked).thinned(config.max_tiles, config.seed) if self._pooled is None else None
+        checks = self._checks(config)
         steps, rng = self.data.steps(config), np.random.default_rng(config.seed)
         optimizer, looks = StackedAdamW(weights, self._rates, config.weight_decay), look_steps(steps)
         average = {name: value.detach().clone() for name, value in weights.items()}
@@ -140,7 +143,7 @@ class Race:
                 if step not in looks:
                     continue
                 means, seen = torch.stack(seen).mean(dim=0).tolist(), []
-                for number, (total, by_task) in enumerate(self._look(average, val)):
+                for number, (total, by_task) in enumerate(self._look(average, checks)):
                     if has_stalled(losses[number], config.patience):
                         continue
                     losses[number].append(total)
@@ -155,39 +158,63 @@ class Race:
                     break
         return Finish(weights=kept, losses=best, histories=histories)
 
-    def _outputs(self, bags: torch.Tensor, drawn: torch.Tensor | Packed, weights: Outputs, *, train: bool) -> Outputs:
-        """Task -> (M, b, o)."""
+    def _outputs(
+        self,
+        bags: torch.Tensor,
+        drawn: torch.Tensor | Packed | None,
+        weights: Outputs,
+        *,
+        train: bool,
+        where: slice | None = None,
+    ) -> Outputs:
+        """Task -> (M, b, o), of all networks or of those at ``where``, whose weights are given."""
+        fold = (self._fold_of if where is None else self._fold_of[where])[:, None]
         if self._pooled is not None:
-            vectors = self._pooled[self._fold_of[:, None], bags]
+            vectors = self._pooled[fold, bags]
         elif isinstance(drawn, Packed):
-            vectors = self.stack.pool(drawn, weights, train=train)
+            vectors = self.stack.pool(drawn, weights, train=train, where=where)
         else:
             raise ValueError("neither vectors nor bags")
-        known = None if self._covariates is None else self._covariates[self._fold_of[:, None], bags]
-        return self.stack.answer(vectors, weights, known, train=train)
+        known = None if self._covariates is None else self._covariates[fold, bags]
+        return self.stack.answer(vectors, weights, train=train, covariates=known, where=where)
 
     @torch.no_grad()
     def _follow(self, average: Outputs, decay: float) -> None:
         torch._foreach_lerp_(list(average.values()), [w.detach() for w in self.stack.weights.values()], 1 - decay)
 
+    def _checks(self, config: TrainConfig) -> list[Bags | None]:
+        """The validation bags of each fold, with the tiles that the looks see; None where bags are pooled once."""
+        if self._pooled is not None:
+            return [None] * len(self._folds)
+        # A bag has the same tiles for whoever looks at it.
+        val = self._bags.subset(self._looked).thinned(config.max_tiles, config.seed)
+        return [val.subset(np.searchsorted(self._looked, fold.looked)) for fold in self._folds]
+
     @torch.no_grad()
-    def _look(self, average: Outputs, val: Bags | None) -> list[tuple[float, dict[str, float]]]:
-        """Validation loss of each network, and those of its tasks."""
-        looked = torch.from_numpy(self._looked).to(self._rates.device)
-        most = max(1, CHECK_CELLS // len(self.stack))
-        if val is None:
-            parts = [self._outputs(some, some, average, train=False) for some in torch.split(looked, most)]
-        else:
-            parts = [
-                self._outputs(looked[torch.from_numpy(some)], val.gather(some), average, train=False)
-                for some in val.chunks(most)
-            ]
-        joined = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
+    def _look(self, average: Outputs, checks: list[Bags | None]) -> list[tuple[float, dict[str, float]]]:
+        """Validation loss of each network on its own bags, and those of its tasks."""
         found = []
-        for fold in self._folds:
-            targets = fold.val[looked]
-            for place in range(fold.where.start, fold.where.stop):
-                losses = fold.objective.losses({name: value[place] for name, value in joined.items()}, targets)
+        for fold, val in zip(self._folds, checks, strict=True):
+            weights = {name: value[fold.where] for name, value in average.items()}
+            looked = torch.from_numpy(fold.looked).to(self._rates.device)
+            most = max(1, CHECK_CELLS // (fold.where.stop - fold.where.start))
+            parts = [
+                self._outputs(some, drawn, weights, train=False, where=fold.where)
+                for some, drawn in _looks(looked, val, most)
+            ]
+            joined = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
+            for number in range(fold.where.stop - fold.where.start):
+                own = {name: value[number] for name, value in joined.items()}
+                losses = fold.objective.losses(own, fold.val[looked])
                 by_task = {name: round(float(value), 6) for name, value in losses.items()}
                 found.append((float(fold.objective.total(losses)), by_task))
         return found
+
+
+def _looks(looked: torch.Tensor, val: Bags | None, most: int) -> Iterator[tuple[torch.Tensor, Packed | None]]:
+    """Bags in parts of so many rows, and their tiles where these are not pooled."""
+    if val is None:
+        yield from ((some, None) for some in torch.split(looked, most))
+        return
+    for some in val.chunks(most):
+        yield looked[torch.from_numpy(some).to(looked.device)], val.gather(some)

@@ -37,11 +37,20 @@ class Stack:
         return len(next(iter(self.weights.values())))
 
     def answer(
-        self, bags: torch.Tensor, weights: Outputs, covariates: torch.Tensor | None = None, *, train: bool
+        self,
+        bags: torch.Tensor,
+        weights: Outputs,
+        covariates: torch.Tensor | None = None,
+        *,
+        train: bool,
+        where: slice | None = None,
     ) -> Outputs:
-        """Task -> float (M, B, o), from bag vectors (M, B, d) and what is known of the bags (M, B, c)."""
+        """Task -> float (M, B, o), from bag vectors (M, B, d) and what is known of the bags (M, B, c).
+
+        Of all networks, or of those at ``where``, whose weights are given.
+        """
         self._answer.train(train)
-        named = {f"network.{name}": value for name, value in (weights | self._scales).items()}
+        named = {f"network.{name}": value for name, value in (weights | self._scales_of(where)).items()}
 
         def one(state: Outputs, *inputs: torch.Tensor) -> Outputs:
             return functional_call(self._answer, state, inputs)  # type: ignore[no-any-return]
@@ -49,12 +58,13 @@ class Stack:
         given = (bags,) if covariates is None else (bags, covariates)
         return torch.vmap(one, randomness="different")(named, *given)
 
-    def pool(self, packed: Packed, weights: Outputs, *, train: bool) -> torch.Tensor:
+    def pool(self, packed: Packed, weights: Outputs, *, train: bool, where: slice | None = None) -> torch.Tensor:
         """Bag vectors (M, B, h) by gated attention; tiles are multiplied with the first layers of all networks at once.
 
         The scales of the networks' inputs go into these layers, around a scale that they have in common.
         """
-        mean, std = self._scales["mean"], self._scales["std"]
+        scales = self._scales_of(where)
+        mean, std = scales["mean"], scales["std"]
         middle, spread = mean.mean(dim=0), std.mean(dim=0)
         first = weights[self._embed] * (spread / std)[:, None]
         shift = ((mean - middle) / spread)[:, None] @ first.transpose(1, 2)
@@ -62,7 +72,7 @@ class Stack:
         x = packed.x.to(mean.device).sub(middle).div_(spread)
         width = first.shape[1]
         h = torch.addmm(bias.reshape(-1), x, first.reshape(-1, first.shape[2]).T).relu_()
-        h = nn.functional.dropout(h, self._dropout, training=train).view(len(x), len(self), width).transpose(0, 1)
+        h = nn.functional.dropout(h, self._dropout, training=train).view(len(x), len(first), width).transpose(0, 1)
         gates = torch.baddbmm(
             weights[self._gates.replace("weight", "bias")][:, None], h, weights[self._gates].transpose(1, 2)
         )
@@ -74,6 +84,9 @@ class Stack:
             for some, tiles in zip(torch.split(scores, sizes, dim=1), torch.split(h, sizes, dim=1), strict=True)
         ]
         return torch.cat(pooled, dim=1)
+
+    def _scales_of(self, where: slice | None) -> Outputs:
+        return self._scales if where is None else {name: value[where] for name, value in self._scales.items()}
 
     def load(self, networks: Sequence[Network], weights: Outputs) -> None:
         """Copy weights back into networks."""

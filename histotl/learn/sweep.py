@@ -218,6 +218,7 @@ def _folds(
                 objective=objective,
                 train=objective.tensor(learnt).to(device),
                 val=objective.tensor(looked).to(device),
+                looked=np.unique(first.val),
                 together=all(task.kind in TOGETHER and not (task.options or task.votes) for task in tasks),
             )
         )
