@@ -212,7 +212,7 @@ def _compare(
     """Faithfulness of the methods over some slides, and which slides these are."""
     config, place = work.config, {name: i for i, name in enumerate(work.store.ids)}
     patients = _validation_patients(work.folder)
-    told = work.known or set(work.store.ids)
+    told = set(work.store.ids).intersection(*filter(None, work.known.values()))
     pool = [name for name in work.store.ids if name in patients and name in told] or list(chosen)
     rows = {name: work.store.bags([[place[name]]]).rows for name in pool}
     pool = [name for name in pool if len(rows[name]) >= MIN_TILES]

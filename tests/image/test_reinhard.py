@@ -57,8 +57,8 @@ def test_a_slide_that_is_the_reference_stays_as_it_is(tissue: torch.Tensor) -> N
 
 def test_statistics_are_of_tissue_only(tissue: torch.Tensor) -> None:
     glass = torch.full_like(tissue, 245)
-    with_glass, without = Reinhard().fit(torch.cat([tissue, glass])), Reinhard().fit(tissue)
-    assert with_glass.state == without.state
+    plain = Reinhard(white=255)
+    assert plain.fit(torch.cat([tissue, glass])).state == plain.fit(tissue).state
 
 
 def test_any_split_gives_the_same_pixels(tissue: torch.Tensor) -> None:

@@ -19,7 +19,7 @@ from histotl.evaluate.stain.config import StainConfig
 from histotl.evaluate.stain.judge import Judge
 from histotl.evaluate.stain.robustness import restain
 from histotl.evaluate.stain.sample import Sample
-from histotl.evaluate.stain.vectors import Vectors, find_vectors, vectors_of
+from histotl.evaluate.stain.vectors import Vectors, find_vectors
 from histotl.image.stain.base import StainNormalizer, StainTransform
 
 BATCH = 32
@@ -122,7 +122,7 @@ class Bench:
             refused=refused,
             colours=mean_colours(seen),
             vectors={
-                PLAIN: self._vectors_before(sample, fitted),
+                PLAIN: find_vectors(self.estimator, sample.fit),
                 **{name: find_vectors(self.estimator, self._apply(one, sample.fit)) for name, one in fitted.items()},
             },
             features={key: _array(found) for key, found in features.items()},
@@ -131,11 +131,6 @@ class Bench:
             jittered_answers=changed,
             pictures={name: tiles[shown].numpy() for name, tiles in seen.items()},
         )
-
-    def _vectors_before(self, sample: Sample, fitted: Mapping[str, StainTransform]) -> Vectors | str:
-        """Stain vectors of the slide as it is; what one of the methods found already is not looked for again."""
-        same = next((name for name in fitted if self.methods[name] == self.estimator), None)
-        return find_vectors(self.estimator, sample.fit) if same is None else vectors_of(fitted[same].state)
 
     def _jittered(self, slide_id: str, tiles: torch.Tensor) -> dict[tuple[int, float, int], torch.Tensor]:
         """Features of the tiles under every draw of jitter, without normalisation."""
