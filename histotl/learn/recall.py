@@ -20,10 +20,18 @@ LEAST_ROWS = 1024
 MOST_NEIGHBOURS = 50
 """Most votes where their number is not given."""
 
+LEAST_VOTES = 10
+"""Fewest."""
+
 
 def default_neighbours(n: int) -> int:
     """1 % of n kept rows, at least 1 and at most 50."""
     return min(MOST_NEIGHBOURS, max(1, math.floor(0.01 * n + 0.5)))
+
+
+def default_votes(n: int) -> int:
+    """The same, at least 10 where there are as many: one vote says nothing of how sure it is."""
+    return min(n, max(LEAST_VOTES, default_neighbours(n)))
 
 
 class Recall(nn.Module):
@@ -36,7 +44,7 @@ class Recall(nn.Module):
         rows: N.
         width: w, numbers of an embedding: the first w of the outputs.
         n_classes: k.
-        neighbours: Votes; 0 for :func:`default_neighbours`.
+        neighbours: Votes; 0 for :func:`default_votes`.
         temperature: Of votes that weigh exp(cosine / temperature); 0 for votes that all weigh alike.
         binary: Rows are compared by the signs of their numbers only, which are kept as one byte each.
     """
@@ -51,7 +59,7 @@ class Recall(nn.Module):
     ) -> None:
         super().__init__()
         self.width, self.temperature, self.binary = width, temperature, binary
-        self.neighbours = min(rows, neighbours or default_neighbours(rows))
+        self.neighbours = min(rows, neighbours or default_votes(rows))
         self.register_buffer("bank", torch.zeros(rows, width, dtype=torch.int8 if binary else torch.float32))
         self.register_buffer("votes", torch.zeros(rows, n_classes))
         # Number of the training case, and the level-0 corner of the tile where rows are tiles of slides, else -1.

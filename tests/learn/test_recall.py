@@ -8,7 +8,7 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from histotl.learn import recall
-from histotl.learn.recall import SHARE_MIN, Recall, default_neighbours
+from histotl.learn.recall import SHARE_MIN, Recall, default_neighbours, default_votes
 
 K = 3
 
@@ -88,3 +88,8 @@ def test_default_number_of_votes(n: int, k: int) -> None:
 def test_there_are_no_more_votes_than_rows() -> None:
     kept = Recall(4, 2, K, neighbours=20, temperature=0.0, binary=False)
     assert kept.neighbours == 4
+
+
+@pytest.mark.parametrize(("n", "k"), [(3, 3), (117, 10), (1400, 14), (100_000, 50)])
+def test_confidence_takes_several_votes(n: int, k: int) -> None:
+    assert default_votes(n) == k

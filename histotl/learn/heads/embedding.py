@@ -50,7 +50,7 @@ class Embedding:
             and learnt with a Cauchy loss besides (Cao et al. 2018).
         hash_weight: Of that loss.
         hash_radius: Its gamma: the Hamming distance at which two rows are as likely of one class as not.
-        k: Neighbours that vote; 0 for 1 % of the rows that are kept, at least 1 and at most 50.
+        k: Neighbours that vote; 0 for 1 % of the rows that are kept, at least 10 and at most 50.
         temperature: Votes weigh exp(cosine / temperature); 0: all alike.
         most: Most rows that are kept; of more, as many are drawn.
         bank: Rows that are kept; set by training.
