@@ -16,6 +16,7 @@ from histotl.learn._trainer import Data, look_steps
 from histotl.learn.bags import Bags, Packed
 from histotl.learn.config import TrainConfig
 from histotl.learn.objective import Objective
+from histotl.learn.sampling import tiles_of
 from histotl.learn.schedule import rate_factor
 from histotl.learn.seeds import seeded
 from histotl.learn.stopping import has_stalled
@@ -132,11 +133,9 @@ class Race:
         with seeded(config.seed):
             for step, (rows, drawn) in zip(range(1, steps + 1), self.data.stream(config, rng), strict=False):
                 chosen = torch.from_numpy(self._learnt[rows]).to(self._rates.device)
-                outputs = self._outputs(chosen, drawn, weights, train=True)
-                totals = torch.cat(
-                    [fold.losses({n: v[fold.where] for n, v in outputs.items()}, chosen) for fold in self._folds]
-                )
-                totals.sum().backward()  # type: ignore[no-untyped-call]
+                totals = self._losses(chosen, drawn)
+                if totals.requires_grad:  # a step may hold bags without any label
+                    totals.sum().backward()  # type: ignore[no-untyped-call]
                 optimizer.step(rate_factor(step - 1, steps))
                 self._follow(average, min(config.ema, (1 + step) / (10 + step)))
                 seen.append(totals.detach())
@@ -157,6 +156,27 @@ class Race:
                 if all(has_stalled(own, config.patience) for own in losses):
                     break
         return Finish(weights=kept, losses=best, histories=histories)
+
+    def _losses(self, bags: torch.Tensor, drawn: torch.Tensor | Packed) -> torch.Tensor:
+        """Joint training loss (M,) of each network on some bags; tiles of others' bags are not multiplied."""
+        if not isinstance(drawn, Packed):
+            outputs = self._outputs(bags, drawn, self.stack.weights, train=True)
+            parts = [fold.losses({n: v[fold.where] for n, v in outputs.items()}, bags) for fold in self._folds]
+            return torch.cat(parts)
+        # Split, and not cut by slices: the gradients of all folds are joined once.
+        counts = [fold.where.stop - fold.where.start for fold in self._folds]
+        weights = {name: torch.split(value, counts) for name, value in self.stack.weights.items()}
+        parts = []
+        for number, fold in enumerate(self._folds):
+            places = torch.nonzero(~torch.isnan(fold.train[bags]).all(dim=1))[:, 0]
+            if not len(places):
+                parts.append(fold.train.new_zeros(counts[number]))
+                continue
+            own = {name: value[number] for name, value in weights.items()}
+            mine = bags[places]
+            outputs = self._outputs(mine, _part(drawn, places.cpu().numpy()), own, train=True, where=fold.where)
+            parts.append(fold.losses(outputs, mine))
+        return torch.cat(parts)
 
     def _outputs(
         self,
@@ -209,6 +229,13 @@ class Race:
                 by_task = {name: round(float(value), 6) for name, value in losses.items()}
                 found.append((float(fold.objective.total(losses)), by_task))
         return found
+
+
+def _part(packed: Packed, bags: npt.NDArray[np.int64]) -> Packed:
+    """Some of the bags."""
+    places, offsets = tiles_of(packed.offsets.numpy(), bags)
+    at = torch.from_numpy(places).to(packed.x.device)
+    return Packed(x=packed.x[at], offsets=torch.from_numpy(offsets))
 
 
 def _looks(looked: torch.Tensor, val: Bags | None, most: int) -> Iterator[tuple[torch.Tensor, Packed | None]]:

@@ -247,3 +247,14 @@ def test_hidden_covariates_differ_between_networks_and_return_with_the_seed(quic
     found, again = (sweep(labelled, entries, tasks=TASKS, config=config, aggregator="mean") for _ in range(2))
     assert found[0].loss != found[1].loss
     assert [one.history for one in found] == [one.history for one in again]
+
+
+def test_steps_without_any_label_teach_nothing(quick: TrainConfig) -> None:
+    labelled = cohort([3] * 16)
+    for values in labelled.targets.values():
+        values[8:12] = np.nan  # type: ignore[index]
+    config = replace(quick, batch_size=1, min_steps=40, max_steps=40)
+    entries = [Entry(train=np.arange(12), val=np.arange(12, 16)), Entry(train=np.arange(4, 12), val=np.arange(12, 16))]
+    for aggregator in ("mean", ABMIL):
+        found = sweep(labelled, entries, tasks=TASKS, config=config, aggregator=aggregator)
+        assert all(np.isfinite(one.loss) for one in found)
