@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from os import PathLike
 from typing import Literal, TypeVar, get_args
 
 from histotl.core.condition import Condition
 from histotl.core.errors import UsageError
 from histotl.core.registry import create
+from histotl.learn.choice import as_paths, as_tuple, settle
 from histotl.learn.covariate_specs import parse_covariates
 from histotl.learn.decision_rules import parse_rule, parse_sets
 
@@ -145,10 +144,10 @@ class TrainConfig:
         if self.keep:
             Condition.parse(self.keep)
         for name in ("fractions", "learning_rates", "ood", "covariate"):
-            object.__setattr__(self, name, _as_tuple(getattr(self, name)))
+            object.__setattr__(self, name, as_tuple(getattr(self, name)))
         object.__setattr__(self, "covariate", tuple(map(str, self.covariate)))
         for name in ("more_tables", "more_features"):
-            object.__setattr__(self, name, _as_paths(getattr(self, name), name))
+            object.__setattr__(self, name, as_paths(getattr(self, name), name))
         if self.ood == (NO_GATE,):
             object.__setattr__(self, "ood", ())
         self._check_ranges()
@@ -242,17 +241,10 @@ class PredictConfig:
     """'auto', 'cpu', 'cuda' or 'cuda:1'."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "table", _as_path(self.table, "table"))
-        object.__setattr__(self, "prior", tuple(str(text) for text in _as_tuple(self.prior)))
-        object.__setattr__(self, "splits", tuple(split.strip().lower() for split in _as_tuple(self.splits)))
-        if self.keep:
-            Condition.parse(self.keep)
+        object.__setattr__(self, "prior", tuple(str(text) for text in as_tuple(self.prior)))
+        settle(self)
         if self.batch_tiles < 1:
             raise UsageError(f"batch_tiles is {self.batch_tiles}", hint="give 1 or more, such as 16384")
-        if self.splits and not self.table:
-            raise UsageError(
-                f"--splits {' '.join(self.splits)} without a table", hint="add --table TABLE.csv with a column split"
-            )
 
 
 def check_plugins(config: TrainConfig) -> None:
@@ -272,19 +264,3 @@ def _components(config: TrainConfig) -> tuple[tuple[str, tuple[str, ...]], ...]:
     optimizer = (config.optimizer,) if config.optimizer else ()
     named = tuple((kind, (str(getattr(config, kind)),)) for kind in single)
     return (*named, ("optimizer", optimizer), ("ood", config.ood))
-
-
-def _as_tuple(value: Sequence[T] | str) -> tuple[T | str, ...]:
-    """A list from a notebook as a tuple; one text is one item, not its letters."""
-    return (value,) if isinstance(value, str) else tuple(value)
-
-
-def _as_paths(value: Sequence[str | PathLike[str]] | str | PathLike[str], name: str) -> tuple[str, ...]:
-    places = (value,) if isinstance(value, str | PathLike) else value
-    return tuple(_as_path(place, name) for place in places)
-
-
-def _as_path(value: object, name: str) -> str:
-    if not isinstance(value, str | PathLike):
-        raise UsageError(f"{name} is a {type(value).__name__}", hint="give the path of a file")
-    return str(value)

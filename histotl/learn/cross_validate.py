@@ -32,7 +32,7 @@ from histotl.learn.folder import check_folder
 from histotl.learn.model import Model
 from histotl.learn.predict import case_columns
 from histotl.learn.predictions import write_predictions
-from histotl.learn.single_tasks import compared, train_alone, with_fallback
+from histotl.learn.single_tasks import compared, tasks_alone, train_alone, with_fallback
 from histotl.learn.split import fold_patients
 from histotl.learn.task import Task
 from histotl.learn.together import Deal, fit_together, is_together
@@ -144,19 +144,13 @@ def _fitted(
         for number, folds in enumerate(dealt)
         for of_fold in folds
     ]
-    wanted = {ALL: cohort} | {task.name: cohort.of_task(task) for task in _alone(cohort, config)}
+    wanted = {ALL: cohort} | {task.name: cohort.of_task(task) for task in tasks_alone(cohort, config)}
     aggregator = config.aggregator if level == "slide" else ""
     return {
         name: fit_together(part, deals, store, level, config, report)
         for name, part in wanted.items()
         if is_together(cross.together, config, aggregator, part.cases.tasks)
     }
-
-
-def _alone(cohort: Cohort, config: TrainConfig) -> tuple[Task, ...]:
-    """Tasks that are also trained alone."""
-    tasks = cohort.cases.tasks
-    return tuple(task for task in tasks if not task.is_helper) if config.compare_single and len(tasks) > 1 else ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from histotl.core.condition import Condition
 from histotl.core.errors import UsageError
+from histotl.learn.choice import as_tuple, settle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,16 +37,9 @@ class ExplainConfig:
     """'auto', 'cpu', 'cuda' or 'cuda:1'."""
 
     def __post_init__(self) -> None:
-        for name in ("method", "task", "splits"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
-        object.__setattr__(self, "splits", tuple(split.strip().lower() for split in self.splits))
-        object.__setattr__(self, "table", str(self.table))
-        if self.keep:
-            Condition.parse(self.keep)
+        for name in ("method", "task"):
+            object.__setattr__(self, name, as_tuple(getattr(self, name)))
+        settle(self)
         if self.faithfulness < 0 or self.seed < 0:
             fact = f"faithfulness is {self.faithfulness}, seed is {self.seed}"
             raise UsageError(fact, hint="give 0 or more, such as 20 slides")
-        if self.splits and not self.table:
-            cure = "add --table TABLE.csv with a column split"
-            raise UsageError(f"--splits {' '.join(self.splits)} without a table", hint=cure)

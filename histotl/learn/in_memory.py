@@ -14,7 +14,7 @@ from histotl.learn.bags import Bags, BagStore
 from histotl.learn.calibrate import calibrate, stated
 from histotl.learn.config import TrainConfig
 from histotl.learn.finishing import finished, without_auxiliary
-from histotl.learn.fit import Labelled, fit
+from histotl.learn.fit import Fitted, Labelled, fit
 from histotl.learn.model import Model
 from histotl.learn.rows import ArrayRows
 from histotl.learn.split import split_patients
@@ -102,10 +102,23 @@ def fit_model(
         for some in rows
     )
     fitted = fit(train, val, tasks=tasks, config=config, aggregator=aggregator)
-    store = X if isinstance(X, BagStore) else None
-    model = Model(
+    model = finished(bare_model(fitted, X if isinstance(X, BagStore) else None), train)
+    outputs = model.outputs(val.bags.gather(np.arange(len(val.bags), dtype=np.int64)))[0]
+    truth = {task.name: stated(task, val.targets[task.name]) for task in model.tasks}
+    calibrated = calibrate(model.tasks, outputs, truth, config.calibration)
+    return without_auxiliary(replace(model, calibrations=calibrated.calibrations))
+
+
+def bare_model(fitted: Fitted, store: BagStore | None = None) -> Model:
+    """The networks as a model that is neither calibrated nor has a gate.
+
+    Args:
+        fitted: The networks.
+        store: What they were trained on; None for an array of numbers.
+    """
+    return Model(
         tasks=fitted.tasks,
-        level="slide" if aggregator else "tile",
+        level="slide" if fitted.architecture.aggregator else "tile",
         kind="patches" if store is None else store.kind,
         bag="",
         id_column="path" if store is None else store.id_column,
@@ -118,11 +131,6 @@ def fit_model(
         gate=None,
         extra={},
     )
-    model = finished(model, train)
-    outputs = model.outputs(val.bags.gather(np.arange(len(val.bags), dtype=np.int64)))[0]
-    truth = {task.name: stated(task, val.targets[task.name]) for task in model.tasks}
-    calibrated = calibrate(model.tasks, outputs, truth, config.calibration)
-    return without_auxiliary(replace(model, calibrations=calibrated.calibrations))
 
 
 def answers_of(model: Model, X: Cases) -> dict[str, Floats]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from histotl.core.condition import Condition
 from histotl.core.errors import UsageError
+from histotl.learn.choice import as_tuple, settle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +35,7 @@ class RetrieveConfig:
     """'auto', 'cpu', 'cuda' or 'cuda:1'."""
 
     def __post_init__(self) -> None:
-        for name in ("ids", "splits"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
-        object.__setattr__(self, "splits", tuple(split.strip().lower() for split in self.splits))
-        object.__setattr__(self, "table", str(self.table))
-        if self.keep:
-            Condition.parse(self.keep)
+        object.__setattr__(self, "ids", as_tuple(self.ids))
+        settle(self)
         if self.seed < 0:
             raise UsageError(f"seed is {self.seed}", hint="give 0 or more")
-        if self.splits and not self.table:
-            cure = "add --table TABLE.csv with a column split"
-            raise UsageError(f"--splits {' '.join(self.splits)} without a table", hint=cure)

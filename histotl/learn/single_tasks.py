@@ -16,6 +16,7 @@ from typing import TypeVar
 from histotl.learn.cohort import Cohort
 from histotl.learn.compare import answered, difference
 from histotl.learn.config import TrainConfig
+from histotl.learn.task import Task
 from histotl.learn.trained import Trained
 
 _T = TypeVar("_T")
@@ -27,10 +28,16 @@ LOSSES = ("nll", "nll_labels", "mae")
 """Metrics that are losses: multi less single above 0 speaks for the task's own networks."""
 
 
+def tasks_alone(cohort: Cohort, config: TrainConfig) -> tuple[Task, ...]:
+    """The tasks that are also trained alone: none of a single task, or where nobody asks."""
+    tasks = cohort.cases.tasks
+    return tuple(task for task in tasks if not task.is_helper) if config.compare_single and len(tasks) > 1 else ()
+
+
 def train_alone(
     trained: Trained, cohort: Cohort, config: TrainConfig, train: Callable[[Cohort, TrainConfig], Trained]
 ) -> dict[str, Trained]:
-    """Task -> a model of that task alone, trained alike; nothing for a single task, or where nobody asks.
+    """Task -> a model of that task alone, trained alike, for those of :func:`tasks_alone`.
 
     Args:
         trained: All tasks together.
@@ -38,9 +45,9 @@ def train_alone(
         config: Settings.
         train: Trains a model on a cohort.
     """
-    if len(cohort.cases.tasks) < 2 or not config.compare_single:
-        return {}
-    return {task.name: train(cohort.of_task(task), replace(config, ood=())) for task in trained.model.tasks}
+    names = {task.name for task in tasks_alone(cohort, config)}
+    tasks = [task for task in trained.model.tasks if task.name in names]
+    return {task.name: train(cohort.of_task(task), replace(config, ood=())) for task in tasks}
 
 
 def compared(

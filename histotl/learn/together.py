@@ -19,7 +19,7 @@ from histotl.learn.heads.base import is_joint
 from histotl.learn.labels import known_rows
 from histotl.learn.sweep import Entry, Swept, can_sweep, sweep
 from histotl.learn.task import Task
-from histotl.learn.training_sets import Level
+from histotl.learn.training_sets import Level, labelled_rows
 
 Indices = npt.NDArray[np.int64]
 
@@ -73,7 +73,9 @@ def fit_together(
         UsageError: Networks of these settings cannot be trained together.
         TableError: A task has no label in the training cases of a deal, or no validation case has a label.
     """
-    labelled, owner = _bags(cohort, level, store, config)
+    every = np.arange(len(cohort.cases.ids), dtype=np.int64)
+    labelled = labelled_rows(cohort, every, level, store, config)
+    owner = every if labelled.owner is None else labelled.owner
     parts = [_parts(labelled, owner, deal) for deal in deals]
     aggregator = config.aggregator if level == "slide" else ""
 
@@ -97,15 +99,6 @@ def fit_together(
         _fitted(first, rate, others[each * deal : each * (deal + 1)])
         for deal, (first, rate) in enumerate(zip(firsts, best, strict=True))
     ]
-
-
-def _bags(cohort: Cohort, level: Level, store: BagStore, config: TrainConfig) -> tuple[Labelled, Indices]:
-    """All bags with labels, and the case of each; at tile level every tile of a slide has the slide's labels."""
-    bags, owner = cohort.bags, np.arange(len(cohort.cases.ids), dtype=np.int64)
-    if level == "tile" and store.kind == "slides":
-        bags, owner = bags.tiles(config.max_tiles, config.seed)
-    groups, targets = cohort.cases.groups(), {name: target[owner] for name, target in cohort.cases.targets.items()}
-    return Labelled(bags=bags, targets=targets, groups=None if groups is None else groups[owner]), owner
 
 
 def _parts(labelled: Labelled, owner: Indices, deal: Deal) -> tuple[Indices, Indices]:

@@ -6,6 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from histotl.core.provenance import Provenance, file_digest
 from histotl.learn.bags import BagStore
 from histotl.learn.cohort import Cohort
@@ -18,8 +21,14 @@ Level = Literal["tile", "slide"]
 
 
 def labelled_part(cohort: Cohort, split: str, level: Level, store: BagStore, config: TrainConfig) -> Labelled:
-    """Bags and labels of one split; at tile level every tile of a slide has the slide's labels."""
-    rows = cohort.cases.in_split(split)
+    """Bags and labels of one split, see :func:`labelled_rows`."""
+    return labelled_rows(cohort, cohort.cases.in_split(split), level, store, config)
+
+
+def labelled_rows(
+    cohort: Cohort, rows: npt.NDArray[np.int64], level: Level, store: BagStore, config: TrainConfig
+) -> Labelled:
+    """Bags and labels of some cases; at tile level every tile of a slide has the slide's labels."""
     bags = cohort.bags.subset(rows)
     targets = {name: target[rows] for name, target in cohort.cases.targets.items()}
     groups = cohort.cases.groups()

@@ -194,8 +194,10 @@ def test_answers_move_to_another_prior(made: tuple[Path, Path], tmp_path: Path) 
     expected = shifted(plain[names].to_numpy(), np.array(facts["type"].implied), np.array([0.8, 0.1, 0.1]))
     np.testing.assert_allclose(moved[names], expected, rtol=1e-6)
     assert (moved["type:HP"] > plain["type:HP"]).mean() > 0.95
-    assert (moved["signs:mucin"] >= plain["signs:mucin"]).all()
-    assert (moved["signs:mucin"] > plain["signs:mucin"]).mean() > 0.95
+    # What is certain to six digits cannot rise.
+    has_room = plain["signs:mucin"] < 0.999999
+    assert has_room.mean() > 0.9
+    assert (moved["signs:mucin"] > plain["signs:mucin"])[has_room].all()
     np.testing.assert_array_equal(moved["coral:g0"], plain["coral:g0"])
     with pytest.raises(UsageError, match="no task 'size'"):
         predict(*made, tmp_path / "c", config=replace(CPU, prior=("size: a=1",)))

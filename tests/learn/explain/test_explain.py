@@ -22,14 +22,20 @@ OUTPUTS = (("type", 3), ("dysplasia", 1))
 ABMIL = "abmil(hidden=8, attention=4)"
 
 
+@torch.no_grad()
+def shake(network: Network, generator: torch.Generator) -> None:
+    """Make weights large."""
+    for parameter in network.parameters():
+        parameter.add_(torch.randn(parameter.shape, dtype=torch.float64, generator=generator) * 0.6)
+
+
 def asked(aggregator: str = ABMIL, *, hidden: int = 0, n: int = 30, task: str = "type", seed: int = 0) -> Question:
     """A network with weights large enough that its attention is uneven, and a bag."""
     shapes = Architecture(in_dim=6, aggregator=aggregator, hidden=hidden, dropout=0.0, outputs=OUTPUTS)
     network = for_questions(Network(shapes, seed))
     generator = torch.Generator().manual_seed(seed)
+    shake(network, generator)
     with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(torch.randn(parameter.shape, dtype=torch.float64, generator=generator) * 0.6)
         network.mean.add_(0.3)
         network.bag_std.mul_(1.7)
         network.bag_mean.add_(0.2)
@@ -190,9 +196,8 @@ def told(how: str, *, hidden: int = 0, seed: int = 0) -> tuple[Question, torch.T
     question = asked(hidden=hidden, n=12, seed=seed)
     network = for_questions(Network(shapes, seed))
     generator = torch.Generator().manual_seed(seed)
+    shake(network, generator)
     with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(torch.randn(parameter.shape, dtype=torch.float64, generator=generator) * 0.6)
         network.bag_mean.add_(0.2)
     one, other = torch.randn(2, 1, 2, dtype=torch.float64, generator=generator)
     return replace(question, network=network, covariates=one), other

@@ -14,7 +14,6 @@ import torch
 
 from histotl.core.errors import UsageError
 from histotl.core.progress import Step
-from histotl.core.registry import create
 from histotl.evaluate.config import EvaluateConfig
 from histotl.evaluate.stage import evaluate_predictions
 from histotl.learn.bags import Bags
@@ -29,6 +28,7 @@ from histotl.learn.finishing import finished, outputs_of
 from histotl.learn.fit import Labelled, fit
 from histotl.learn.heads.embedding import Embedding
 from histotl.learn.heads.multiclass import Multiclass
+from histotl.learn.in_memory import bare_model
 from histotl.learn.model import Model, load_model, save_model
 from histotl.learn.objective import Objective
 from histotl.learn.predict import predict
@@ -118,23 +118,7 @@ def sides(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def trained(train_set: Labelled, val_set: Labelled, task: Task, config: TrainConfig) -> Model:
-    fitted = fit(train_set, val_set, tasks=[task], config=config)
-    model = Model(
-        tasks=fitted.tasks,
-        level="tile",
-        kind="patches",
-        bag="",
-        id_column="path",
-        identity=None,
-        architecture=fitted.architecture,
-        members=fitted.members,
-        facts=fitted.facts,
-        calibrations={},
-        decisions={},
-        gate=None,
-        extra={},
-    )
-    return finished(model, train_set)
+    return finished(bare_model(fit(train_set, val_set, tasks=[task], config=config)), train_set)
 
 
 def test_a_missing_label_is_an_absent_row(labelled: Callable[..., Labelled], quick: TrainConfig) -> None:
@@ -345,23 +329,3 @@ def test_votes_of_readers_are_votes_of_neighbours(labelled: Callable[..., Labell
     np.testing.assert_allclose(kept.votes, targets["t"], rtol=1e-6)
     p = averaged(model.tasks[0], outputs_of(model, bags)["t"])
     assert np.corrcoef(p[:, 1], yes)[0, 1] > 0.9
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "embedding(width=0)",
-        "embedding(sharpness=0)",
-        "embedding(margin=2.5)",
-        "embedding(cross_entropy=-1)",
-        "embedding(hash_bits=-8)",
-        "embedding(hash_radius=0)",
-        "embedding(k=-1)",
-        "embedding(temperature=-0.1)",
-        "embedding(most=0)",
-    ],
-)
-def test_wrong_options_are_refused_with_a_cure(text: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        create("head", text)
-    assert caught.value.hint

@@ -130,6 +130,15 @@ def test_gaussian_and_quantile_losses_are_those_of_scipy_and_scikit_learn() -> N
         "survival(alpha=1.0)",
         "survival(times=(3, 2))",
         "ordinal(value_weight=-1)",
+        "embedding(width=0)",
+        "embedding(sharpness=0)",
+        "embedding(margin=2.5)",
+        "embedding(cross_entropy=-1)",
+        "embedding(hash_bits=-8)",
+        "embedding(hash_radius=0)",
+        "embedding(k=-1)",
+        "embedding(temperature=-0.1)",
+        "embedding(most=0)",
     ],
 )
 def test_wrong_options_are_refused_with_a_cure(text: str) -> None:
