@@ -11,6 +11,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
+from statistics import median
 
 import torch
 
@@ -34,10 +35,11 @@ _MEMORY = 0.8
 class BatchTuner:
     """Finds the batch size of a CPU on the real batches of the run, so that no work is wasted.
 
-    Begins with a size in the middle. Its neighbours are tried on some batches each, against the batches just before, as
-    a machine's speed changes from minute to minute; a faster one takes its place, and has neighbours of its own. A
-    trial of a size that does not suit costs as much as up to a hundred tiles, so there is a long pause before each:
-    short runs keep the size that they begin with.
+    Begins with a size in the middle. Its neighbours are tried on some batches each; one that is faster than the batches
+    just before and just after its own takes its place, and has neighbours of its own. Both, and the median batch of
+    each: a machine's speed changes from minute to minute, the planning of a slide slows the batches beside it, and a
+    wrong choice would last. A trial of a size that does not suit costs as much as up to a hundred tiles, so there is a
+    long pause before each: short runs keep the size that they begin with.
 
     Args:
         sizes: Ascending.
@@ -52,7 +54,8 @@ class BatchTuner:
     ) -> None:
         self._sizes, self._judged_by, self._pause, self._forwards = list(sizes), tiles, pause, forwards
         self._best = first if first in self._sizes else self._sizes[-1]
-        self._best_rate, self._tried = 0.0, {self._best}
+        self._before, self._trial, self._tried = 0.0, 0.0, {self._best}
+        self._trying = 0
         self._switch(self._best)
 
     def observe(self, n_tiles: int, seconds: float) -> None:
@@ -61,18 +64,25 @@ class BatchTuner:
             return  # the last of a run, or begun before the size was changed
         self._seconds.append(seconds)
         self._batches += 1
-        if self.batch_size != self._best:
+        if self._trying:
             if self._batches >= self._needed + self._forwards:  # the first of a size also pays for new memory
-                self._judge()
+                self._go_on_trying()
         elif self._batches * n_tiles >= self._pause and (untried := self._untried()):
-            self._best_rate = self._rate()
+            self._before, self._trying = self._rate(), untried
+            self._tried.add(untried)
             self._switch(untried)
 
-    def _judge(self) -> None:
-        log.debug("%d tiles: %.0f/s, %d tiles: %.0f/s", self._best, self._best_rate, self.batch_size, self._rate())
-        self._tried.add(self.batch_size)
-        if self._rate() > self._best_rate:
-            self._best = self.batch_size
+    def _go_on_trying(self) -> None:
+        """From the size on trial back to the best one, and from there to the verdict."""
+        if self.batch_size != self._best:
+            self._trial = self._rate()
+            self._switch(self._best)
+            return
+        trying, before, after = self._trying, self._before, self._rate()
+        log.debug("%d: %.0f tiles/s, then %d: %.0f, then %.0f", self._best, before, trying, self._trial, after)
+        if self._trial > max(before, after):
+            self._best = trying
+        self._trying = 0
         self._switch(self._best)
 
     def _untried(self) -> int | None:
@@ -86,8 +96,8 @@ class BatchTuner:
         self._seconds = deque[float](maxlen=self._needed)
 
     def _rate(self) -> float:
-        """Tiles a second in the last batches."""
-        return self.batch_size * len(self._seconds) / max(sum(self._seconds), 1e-9)
+        """Tiles a second in the middle one of the last batches."""
+        return self.batch_size / max(median(self._seconds), 1e-9)
 
 
 def choose_batches(

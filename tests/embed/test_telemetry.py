@@ -158,6 +158,16 @@ def test_a_size_is_compared_with_the_batches_just_before_it():
     assert tuner.batch_size == 16
 
 
+@pytest.mark.parametrize("slow", [range(5, 9), range(9, 14), range(13, 18)])
+def test_a_slow_moment_decides_nothing(slow: range) -> None:
+    """What slows the batches before a trial, some of it, or those after it, for as long as each of them takes."""
+    tuner = BatchTuner((16, 32), tiles=128, pause=256)
+    for batch in range(200):
+        seconds = tuner.batch_size / {16: 90, 32: 100}[tuner.batch_size]
+        tuner.observe(tuner.batch_size, 3 * seconds if batch in slow else seconds)
+    assert tuner.batch_size == 32
+
+
 def test_the_first_batch_of_a_size_does_not_count():
     tuner, before = BatchTuner((16, 32), tiles=64, pause=128), 32
     for _ in range(200):
