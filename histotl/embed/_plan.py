@@ -31,7 +31,7 @@ PREVIEW_PX = 1024
 """Longer side of the preview pictures."""
 
 LEAST_PREVIEW_PX = 384
-"""The same of slides so small that a coarser level will do."""
+"""The same of slides so small that a level of about that size is shown."""
 
 
 def tissue_finder(tiling: TileConfig) -> TissueFinder:
@@ -130,17 +130,19 @@ def _overview(slide: Slide, mask: TissueMask, grid: TileGrid) -> Pixels:
     """The whole slide, ``PREVIEW_PX`` long: of the picture that the tissue was found on where that is large enough.
 
     Biopsies are many and small. Where the level that their tiles are read from would have to be decoded for it, which
-    costs as much as reading them, a coarser level is taken as it is, if it is large enough to judge an outline by.
+    costs as much as reading them, a coarser level makes a smaller picture, if it is large enough to judge an outline
+    by.
     """
     info = slide.info
     if mask.image is not None and max(mask.image.shape[:2]) >= min(PREVIEW_PX, max(info.width, info.height)):
         return shrink_picture(mask.image, PREVIEW_PX)
-    wanted = PREVIEW_PX
     if best_level(info, max(info.width, info.height) / PREVIEW_PX) <= grid.read_level:
-        sides = [max(level.width, level.height) for level in info.levels]
-        wanted = max((side for side in sides if LEAST_PREVIEW_PX <= side <= PREVIEW_PX), default=PREVIEW_PX)
+        sides = {index: max(level.width, level.height) for index, level in enumerate(info.levels)}
+        coarser = [index for index, side in sides.items() if index > grid.read_level and side >= LEAST_PREVIEW_PX]
+        if coarser:
+            return shrink_picture(slide.whole_level(min(coarser, key=sides.__getitem__)), LEAST_PREVIEW_PX)
     longest_um = max(info.width * info.mpp_x, info.height * info.mpp_y)
-    image, _ = slide.thumbnail(max(info.mpp, longest_um / wanted))
+    image, _ = slide.thumbnail(max(info.mpp, longest_um / PREVIEW_PX))
     return image
 
 

@@ -28,7 +28,7 @@ from typing import Self
 
 from histotl.core.atomic import temporary_name
 from histotl.core.errors import LockedError, StoreError
-from histotl.store.process import here, is_alive, start_time
+from histotl.store.process import here, is_alive, own_start
 
 _log = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ def _create(file: Path) -> int | None:
         hostname=socket.gethostname(),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         here=here(),
-        started=start_time(os.getpid()),
+        started=own_start(os.getpid()),
         token=secrets.token_hex(8),
     )
     # Written beside and linked, which is as exclusive as O_EXCL: a lock that has its name has its holder's name in it,

@@ -32,6 +32,12 @@ def start_time(pid: int) -> str:
     return "" if state in "ZX" else ticks
 
 
+@cache
+def own_start(pid: int) -> str:
+    """The same of the calling process, which is asked about for every lock; ``pid`` tells a fork from its parent."""
+    return start_time(pid)
+
+
 def is_alive(pid: int, started: str = "") -> bool:
     """Whether process ``pid`` of this machine runs, and is the one that began at ``started``.
 

@@ -20,8 +20,8 @@ from histotl.wsi.slide import Slide, open_array
 @pytest.mark.parametrize(
     ("side", "mpp", "read", "picture_px"),
     [
-        (3136, 0.5, {1}, 784),  # tiles come from level 0, which a larger picture would need too
-        (3136, 0.25, {1}, 784),
+        (3136, 0.5, {1}, 384),  # tiles come from level 0, which a larger picture would need too
+        (3136, 0.25, {1}, 384),
         (5120, 0.25, {1}, 1024),  # level 1 is coarser than the level of the tiles
         (1200, 0.5, {0, 1}, 1024),  # the second level is too small to judge an outline by
     ],

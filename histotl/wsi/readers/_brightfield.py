@@ -23,8 +23,8 @@ from histotl.wsi._counts import percentiles, tally
 from histotl.wsi.readers.base import Pixels, SlideBackend
 from histotl.wsi.tiling import level_scale
 
-_WHOLE_PX = 2_000_000
-"""A level up to this size is looked at as a whole."""
+_WHOLE_PX, _LEAST_PX = 2_000_000, 30_000
+"""A level up to the first size is looked at as a whole: the smallest one with at least the second."""
 
 _WINDOWS, _WINDOW_PX = 6, 192
 """Larger ones by 6 x 6 windows of 192 pixels a side."""
@@ -89,11 +89,13 @@ def _above(counts: npt.NDArray[np.intp], level: int) -> npt.NDArray[np.intp]:
 def _sample(backend: SlideBackend) -> Pixels:
     """Pixels of the whole slide, uint8 (n, 3): a small level as it is, or windows spread over the smallest."""
     levels = backend.info.levels
-    small = [index for index, level in enumerate(levels) if level.width * level.height <= _WHOLE_PX]
+    sizes = [level.width * level.height for level in levels]
+    small = [index for index, pixels in enumerate(sizes) if pixels <= _WHOLE_PX]
     if small:
-        level = levels[small[0]]
-        return _thinned([backend.read_region(0, 0, small[0], level.width, level.height)])
-    coarsest = min(range(len(levels)), key=lambda index: levels[index].width * levels[index].height)
+        enough = [index for index in small if sizes[index] >= _LEAST_PX]
+        index = min(enough, key=sizes.__getitem__) if enough else max(small, key=sizes.__getitem__)
+        return _thinned([backend.read_region(0, 0, index, levels[index].width, levels[index].height)])
+    coarsest = min(range(len(levels)), key=sizes.__getitem__)
     level, (scale_x, scale_y) = levels[coarsest], level_scale(backend.info, coarsest)
     tiles = backend.tiled(coarsest)
     if tiles is not None and max(tiles.tile_size) <= _TILE_PX:
