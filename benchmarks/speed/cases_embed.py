@@ -152,9 +152,15 @@ def two_backbones(inputs: Inputs) -> Case:
     )
 
 
+@case("embed/biopsies")
+def biopsies(inputs: Inputs) -> Case:
+    """What a slide of a few hundred tiles costs beside these."""
+    return _many_or_one(inputs, inputs.biopsies, inputs.biopsies_together, inputs.scale.biopsies_together, 1 / 0.95)
+
+
 @case("embed/small-slides")
 def small_slides(inputs: Inputs) -> Case:
-    """What a biopsy costs beside its tiles."""
+    """The same of half as many tiles."""
     return _many_or_one(inputs, inputs.small_slides, inputs.large_slide, inputs.scale.large_tiles, 1 / 0.95)
 
 

@@ -59,6 +59,8 @@ class Scale:
         transformer: Likewise.
         batch: Tiles in the cases on one batch.
         small_slides: Biopsies with ``small_tiles`` (columns, rows) tiles each, and the large slide with as many tiles.
+        biopsy_tiles: Columns and rows of tiles of as many biopsies of some hundred tiles.
+        biopsies_together: Those of a slide with as many tiles as all of these.
         small_tiles: Columns and rows of tiles of a biopsy.
         large_tiles: Those of the large slide.
         tiny_tiles: Those of as many still smaller slides.
@@ -85,6 +87,8 @@ class Scale:
     transformer: str = "vit_small_patch16_224"
     batch: int = 32
     small_slides: int = 50
+    biopsy_tiles: tuple[int, int] = (20, 20)
+    biopsies_together: tuple[int, int] = (200, 100)
     small_tiles: tuple[int, int] = (14, 14)
     large_tiles: tuple[int, int] = (98, 100)
     tiny_tiles: tuple[int, int] = (7, 7)
@@ -113,6 +117,8 @@ TINY = Scale(
     transformer="vit_tiny_patch16_224",
     batch=2,
     small_slides=2,
+    biopsy_tiles=(2, 2),
+    biopsies_together=(4, 2),
     small_tiles=(2, 1),
     large_tiles=(2, 2),
     tiny_tiles=(1, 1),
@@ -200,6 +206,16 @@ class Inputs:
     def large_slide(self) -> Path:
         """One slide with as many tiles as all of them together."""
         return self._full("large.svs", self.scale.large_tiles)
+
+    @cached_property
+    def biopsies(self) -> Path:
+        """Folder of as many slides with some hundred tiles each."""
+        return self._many("biopsies", self.scale.biopsy_tiles)
+
+    @cached_property
+    def biopsies_together(self) -> Path:
+        """One slide with as many tiles as all of those together."""
+        return self._full("biopsies-together.svs", self.scale.biopsies_together)
 
     @cached_property
     def tiny_slides(self) -> Path:
