@@ -5,12 +5,13 @@ They train by the same :func:`histotl.learn.fit.fit` as ``histotl train``, on ar
 :func:`histotl.learn.model.save_model` writes. Part of the training patients chooses checkpoints and calibrates.
 
 X is an array (n, D) whose rows are answered one by one; a list of n arrays (n_i, D), one for each slide; or a store,
-each of whose slides or patches is a case, and whose identity later features must share.
+each of whose slides or patches is a case, and whose identity later features must share. What networks are told of a
+case beside its tiles (``config=TrainConfig(covariate=("age", "site: category"))``) comes as columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.metrics import r2_score
+from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -26,8 +27,21 @@ from histotl.core.errors import TableError, UsageError
 from histotl.learn.columns import answer_columns
 from histotl.learn.concordance import concordance
 from histotl.learn.config import TrainConfig
+from histotl.learn.covariate_specs import parse_covariates
+from histotl.learn.covariate_values import refuse_answers
 from histotl.learn.decisions import labels_of
-from histotl.learn.in_memory import CLASS, Cases, Floats, answers_of, bags_of, class_task, classes_of, fit_model
+from histotl.learn.in_memory import (
+    CLASS,
+    Cases,
+    Columns,
+    Floats,
+    answers_of,
+    bags_of,
+    class_task,
+    classes_of,
+    fit_model,
+    told,
+)
 from histotl.learn.labels import hard, known_rows
 from histotl.learn.task import Task, check_names
 
@@ -63,7 +77,7 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
         self.seed, self.validation, self.config = seed, validation, config
 
     def fit(
-        self, X: Cases, y: pd.DataFrame | Mapping[str, Sequence[object]], groups: Sequence[object] | None = None
+        self, X: Cases, y: Columns, groups: Sequence[object] | None = None, covariates: Columns | None = None
     ) -> MultiTaskEstimator:
         """Train.
 
@@ -71,34 +85,39 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
             X: n cases.
             y: The column of each task, n values each; missing labels are empty, None or NaN.
             groups: Patient of each case; None when each case is another patient.
+            covariates: The column of each covariate of ``config``, n values each; missing ones are empty, None or NaN.
 
         Raises:
-            TableError: A column is missing or too short, or its labels cannot be used.
+            TableError: A column is missing or too short, or its values cannot be used.
+            UsageError: Covariates and settings do not fit together, or a covariate is the column of a task.
         """
         bags, single = bags_of(X)
         tasks = [_resolved(task, y, len(bags)) for task in check_names(self.tasks)]
         targets = {task.name: _targets(task, y) for task in tasks}
         config = replace(self.config or TrainConfig(), hidden=self.hidden, dropout=self.dropout, seed=self.seed)
+        facts = parse_covariates(config.covariate)
+        refuse_answers(facts, tasks, {})
+        bags = told(bags, facts, covariates)
         aggregator = "" if single else self.aggregator
         self.model_ = fit_model(bags, targets, tasks, X, groups, self.validation, config, aggregator)
         return self
 
-    def predict_proba(self, X: Cases) -> dict[str, Floats]:
+    def predict_proba(self, X: Cases, covariates: Columns | None = None) -> dict[str, Floats]:
         """Task -> calibrated probabilities (n, k), or numbers (n, 1)."""
         check_is_fitted(self)
-        return answers_of(self.model_, X)
+        return answers_of(self.model_, X, covariates)
 
-    def predict(self, X: Cases) -> pd.DataFrame:
+    def predict(self, X: Cases, covariates: Columns | None = None) -> pd.DataFrame:
         """A column a task, with class names or numbers."""
         check_is_fitted(self)
-        found = answers_of(self.model_, X)
+        found = answers_of(self.model_, X, covariates)
         ids = [str(i) for i in range(len(next(iter(found.values()))))]
         columns = answer_columns(self.model_.tasks, found, {}, decisions=self.model_.decisions, ids=ids)
         return pd.DataFrame({task.name: columns[task.name] for task in self.model_.tasks})
 
-    def score(self, X: Cases, y: pd.DataFrame | Mapping[str, Sequence[object]]) -> float:
+    def score(self, X: Cases, y: Columns, covariates: Columns | None = None) -> float:
         """Mean over the tasks on the labelled cases: of classes and labels accuracy, of numbers R², of risks C."""
-        found = self.predict_proba(X)
+        found = self.predict_proba(X, covariates)
         scores = [self._score_of(task, found[task.name], _targets(task, y)) for task in self.model_.tasks]
         return float(np.mean(scores))
 
@@ -116,7 +135,7 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn h
         return float((self.model_.decide(task, values) == hard(target)).mean())
 
 
-def _resolved(task: Task, y: pd.DataFrame | Mapping[str, Sequence[object]], n: int) -> Task:
+def _resolved(task: Task, y: Columns, n: int) -> Task:
     """The task with its classes known.
 
     Raises:
@@ -131,7 +150,7 @@ def _resolved(task: Task, y: pd.DataFrame | Mapping[str, Sequence[object]], n: i
     return task.resolved(list(y[task.reads[0]]))
 
 
-def _targets(task: Task, y: pd.DataFrame | Mapping[str, Sequence[object]]) -> Floats:
+def _targets(task: Task, y: Columns) -> Floats:
     return task.targets(*(list(y[name]) for name in task.reads))
 
 
@@ -160,27 +179,54 @@ class MILClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.aggregator, self.hidden, self.dropout = aggregator, hidden, dropout
         self.seed, self.validation, self.config = seed, validation, config
 
-    def fit(self, X: Cases, y: Sequence[object], groups: Sequence[object] | None = None) -> MILClassifier:
-        """Train on n slides with a label each; ``groups`` are their patients."""
+    def fit(
+        self,
+        X: Cases,
+        y: Sequence[object],
+        groups: Sequence[object] | None = None,
+        covariates: Columns | None = None,
+    ) -> MILClassifier:
+        """Train on n slides with a label each.
+
+        Args:
+            X: The slides.
+            y: Their classes.
+            groups: Their patients; None when each is another one's.
+            covariates: The column of each covariate of ``config``, n values each; missing ones are empty, None or NaN.
+
+        Raises:
+            UsageError: X holds single rows, or covariates and settings do not fit together.
+            TableError: One class only, too few patients, or covariates that cannot be read.
+        """
         bags, single = bags_of(X)
         if single:
             raise UsageError("X holds single rows, not slides", hint="give a list of arrays, or use LinearProbe")
         config = replace(self.config or TrainConfig(), hidden=self.hidden, dropout=self.dropout, seed=self.seed)
         self.classes_, target = classes_of(y, len(bags))
-        task = class_task(len(self.classes_))
+        task, bags = class_task(len(self.classes_)), told(bags, parse_covariates(config.covariate), covariates)
         targets = {task.name: target}
         self.model_ = fit_model(bags, targets, [task], X, groups, self.validation, config, self.aggregator)
         return self
 
-    def predict_proba(self, X: Cases) -> Floats:
+    def predict_proba(self, X: Cases, covariates: Columns | None = None) -> Floats:
         """Calibrated probabilities (n, k), columns as ``classes_``."""
         check_is_fitted(self)
-        return answers_of(self.model_, X)[CLASS]
+        return answers_of(self.model_, X, covariates)[CLASS]
 
-    def predict(self, X: Cases) -> npt.NDArray[Any]:
+    def predict(self, X: Cases, covariates: Columns | None = None) -> npt.NDArray[Any]:
         """Class of each slide (n,)."""
-        found = self.predict_proba(X)
+        found = self.predict_proba(X, covariates)
         return np.asarray(self.classes_[self.model_.decide(self.model_.tasks[0], found)])
+
+    def score(
+        self,
+        X: Cases,
+        y: Sequence[object],
+        sample_weight: Sequence[float] | None = None,
+        covariates: Columns | None = None,
+    ) -> float:
+        """Accuracy; cases weigh alike where ``sample_weight`` (n,) is None."""
+        return float(accuracy_score(y, self.predict(X, covariates), sample_weight=sample_weight))
 
 
 class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]

@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from histotl.core.errors import TableError, UsageError
 from histotl.learn.bags import Bags, BagStore
 from histotl.learn.calibrate import calibrate, stated
 from histotl.learn.config import TrainConfig
+from histotl.learn.covariate_specs import Covariate
+from histotl.learn.covariate_values import read_values
 from histotl.learn.finishing import finished, without_auxiliary
 from histotl.learn.fit import Fitted, Labelled, fit
 from histotl.learn.model import Model
@@ -24,6 +27,9 @@ from histotl.learn.trained import case_answers
 Floats = npt.NDArray[np.float64]
 Cases = npt.NDArray[np.floating] | Sequence[npt.NDArray[np.floating]] | BagStore
 """Rows (n, D), n arrays (n_i, D), or a store."""
+
+Columns = pd.DataFrame | Mapping[str, Sequence[object]]
+"""Values by name, one a case in each column."""
 
 CLASS = "class"
 """Name of the only task of a classifier."""
@@ -45,6 +51,34 @@ def bags_of(X: Cases) -> tuple[Bags, bool]:
         raise UsageError(f"X holds arrays of the shapes {shapes or 'none'}", hint="give (n_i, D) with one D")
     ends = np.cumsum([len(each) for each in arrays])[:-1]
     return Bags.of(ArrayRows(np.concatenate(arrays)), np.split(np.arange(sum(map(len, arrays))), ends)), False
+
+
+def told(bags: Bags, covariates: Sequence[Covariate], known: Columns | None) -> Bags:
+    """The bags with what networks are told of each beside its rows.
+
+    Args:
+        bags: n of them.
+        covariates: What networks are told.
+        known: The column of each covariate, n values each, empty, None or NaN where missing; None for nothing.
+
+    Raises:
+        UsageError: Networks are told something of which nothing is given, or the reverse.
+        TableError: A column is missing, of another length, or holds what its covariate does not take.
+    """
+    names = ", ".join(covariate.column for covariate in covariates)
+    if known is None:
+        if covariates:
+            raise UsageError(f"the networks are told {names}", hint="give the columns as covariates=")
+        return bags
+    if not covariates:
+        cure = "name them in the settings: config=TrainConfig(covariate=('age',))"
+        raise UsageError("covariates are given, and the networks are told none", hint=cure)
+    columns = {str(name): list(values) for name, values in known.items()}
+    for name, values in columns.items():
+        if len(values) != len(bags):
+            fact = f"column {name!r} of the covariates has {len(values)} values for {len(bags)} cases"
+            raise TableError(fact, hint="give one value a case, None where it is missing")
+    return replace(bags, covariates=read_values(pd.DataFrame(columns), covariates, [[i] for i in range(len(bags))]))
 
 
 def classes_of(y: Sequence[object], n: int) -> tuple[npt.NDArray[Any], Floats]:
@@ -81,12 +115,12 @@ def fit_model(
     """Train and calibrate in memory.
 
     Raises:
-        UsageError: The validation share is none, groups do not fit, or covariates are asked for.
+        UsageError: The validation share is none, groups do not fit, or the bags come without the covariates.
         TableError: Nothing is left to train or to validate with.
     """
-    if config.covariate:
-        fact = f"estimators have no table to read the covariates {', '.join(config.covariate)} from"
-        raise UsageError(fact, hint="put numbers into X, or train with histotl.train and a table")
+    if config.covariate and bags.covariates is None:
+        fact = f"this estimator takes no covariates, and the settings name {', '.join(config.covariate)}"
+        raise UsageError(fact, hint="put numbers into X, or use MultiTaskEstimator or MILClassifier")
     if not 0 < validation < 1:
         raise UsageError(f"validation is {validation}", hint="give a share between 0 and 1, such as 0.2")
     owners = [str(i) for i in range(len(bags))] if groups is None else [str(group) for group in groups]
@@ -128,17 +162,25 @@ def bare_model(fitted: Fitted, store: BagStore | None = None) -> Model:
         facts=fitted.facts,
         calibrations={},
         decisions={},
+        covariates=fitted.covariates,
         gate=None,
         extra={},
     )
 
 
-def answers_of(model: Model, X: Cases) -> dict[str, Floats]:
+def answers_of(model: Model, X: Cases, known: Columns | None = None) -> dict[str, Floats]:
     """Task -> answers for cases.
+
+    Args:
+        model: Trained.
+        X: n cases.
+        known: What it is told of them beside X; see :func:`told`.
 
     Raises:
         IdentityError: Features of another identity than those of fit, or of another width.
+        UsageError: Covariates are missing, or the model is told none.
+        TableError: They cannot be read.
     """
-    bags, _ = bags_of(X)
+    bags = told(bags_of(X)[0], model.covariates.covariates, known)
     model.check(X.identity if isinstance(X, BagStore) else model.identity, bags.source.dim)
     return case_answers(model, bags)

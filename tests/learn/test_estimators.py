@@ -121,3 +121,72 @@ def test_bad_input_is_named() -> None:
         MultiTaskEstimator(("b: regression",)).fit(x, {"a": y})
     with pytest.raises(UsageError, match="n_neighbors is 0"):
         KNNClassifier(n_neighbors=0).fit(np.eye(4), [0, 1, 0, 1])
+
+
+def told_slides(n: int = 80) -> tuple[list[np.ndarray], np.ndarray, dict[str, list[object]]]:
+    """Slides whose class is on the tiles at one site and turned round at the other; and the sites."""
+    x, y = slides(n)
+    site = np.arange(n) // 2 % 2
+    turned = np.where(site == 1, np.where(y == "lesion", "clear", "lesion"), y)
+    return (
+        x,
+        turned,
+        {"hospital": ["north" if each else "south" for each in site], "age": [50.0 + i % 30 for i in range(n)]},
+    )
+
+
+TOLD = TrainConfig(
+    members=1,
+    min_steps=200,
+    max_steps=200,
+    learning_rates=(0.02,),
+    device="cpu",
+    ood=(),
+    covariate=("site: category(column='hospital')", "age"),
+)
+
+
+def test_slides_are_answered_with_what_is_known_of_them(tmp_path: Path) -> None:
+    """The class depends on the site as on the tiles: neither says anything alone."""
+    x, y, known = told_slides()
+    model = MILClassifier(aggregator="abmil(hidden=16, attention=8)", hidden=32, dropout=0.0, config=TOLD)
+    frame = pd.DataFrame(known)
+    model.fit(x[:60], y[:60], covariates=frame[:60])
+    assert model.score(x[60:], y[60:], covariates=frame[60:]) > 0.9
+    swapped = frame[60:].assign(hospital=["south" if each == "north" else "north" for each in frame.hospital[60:]])
+    assert model.score(x[60:], y[60:], covariates=swapped) < 0.1
+    save_model(model.model_, tmp_path / "m")
+    kept = load_model(tmp_path / "m").covariates
+    assert [covariate.column for covariate in kept.covariates] == ["hospital", "age"]
+
+
+def test_several_tasks_are_answered_with_what_is_known() -> None:
+    x, y, known = told_slides()
+    model = MultiTaskEstimator(["type: binary(classes=('clear', 'lesion'))"], hidden=32, dropout=0.0, config=TOLD)
+    columns = {"type": list(y)}
+    with_gaps = known | {"age": [None, *known["age"][1:]]}
+    model.fit(x, columns, covariates=with_gaps)
+    assert model.score(x, columns, covariates=with_gaps) > 0.9
+    assert list(model.predict(x, covariates=with_gaps).columns) == ["type"]
+
+
+def test_covariates_that_are_missing_or_unknown_are_refused() -> None:
+    x, y, known = told_slides(40)
+    model = MILClassifier(aggregator="mean", config=TOLD)
+    with pytest.raises(UsageError, match="the networks are told hospital, age") as caught:
+        model.fit(x, y)
+    assert "covariates=" in caught.value.hint
+    with pytest.raises(TableError, match="'age' of the covariates has 39 values for 40 cases"):
+        model.fit(x, y, covariates=known | {"age": known["age"][1:]})
+    with pytest.raises(TableError, match="no column 'hospital'"):
+        model.fit(x, y, covariates={"age": known["age"]})
+    with pytest.raises(UsageError, match="the networks are told none"):
+        MILClassifier(aggregator="mean", config=QUICK).fit(x, y, covariates=known)
+    asks_the_site = MultiTaskEstimator(["hospital: binary(classes=('north', 'south'))"], config=TOLD)
+    with pytest.raises(UsageError, match="covariate 'site' is the column 'hospital', which task 'hospital'"):
+        asks_the_site.fit(x, {"hospital": known["hospital"]}, covariates=known)
+    with pytest.raises(UsageError, match="takes no covariates"):
+        LinearProbe(config=TOLD).fit(np.stack([each.mean(axis=0) for each in x]), y)
+    fitted = model.fit(x, y, covariates=known)
+    with pytest.raises(UsageError, match="the networks are told hospital, age"):
+        fitted.predict(x)
