@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -46,12 +47,16 @@ class Fold:
     looked: npt.NDArray[np.int64]
     together: bool
 
+    @cached_property
+    def _learning(self) -> Objective:
+        return self.objective.as_drawn()
+
     def losses(self, outputs: Outputs, bags: torch.Tensor) -> torch.Tensor:
         """Joint training loss of each network on some bags: task -> (m, b, o) into (m,); 0 where none is labelled."""
         targets = self.train[bags]
 
         def one(own: Outputs) -> torch.Tensor:
-            found = self.objective.losses(own, targets)
+            found = self._learning.losses(own, targets)
             if not found:
                 return next(iter(own.values())).sum() * 0
             return torch.stack([loss / self.objective.priors[name] for name, loss in found.items()]).sum()

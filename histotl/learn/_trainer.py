@@ -183,7 +183,7 @@ def train_one(
     Returns:
         That loss, and one entry a checkpoint.
     """
-    steps, rng = data.steps(config), np.random.default_rng(seed)
+    steps, rng, learning = data.steps(config), np.random.default_rng(seed), objective.as_drawn()
     descent, schedule = _descent(network, config, rate, steps)
     stepper = start_stepper(network, objective, data, config, descent, seed=seed, weighting=hooks.weighting)
     looks = look_steps(steps)
@@ -193,7 +193,7 @@ def train_one(
     with seeded(seed):
         network.train()
         for step, (rows, drawn) in zip(range(1, steps + 1), data.stream(config, rng), strict=False):
-            batch = batch_of(network, objective, data, rows, drawn)
+            batch = batch_of(network, learning, data, rows, drawn)
             if hooks.watch is not None:
                 hooks.watch(batch)
             seen.append(stepper.step(batch))

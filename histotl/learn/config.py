@@ -16,7 +16,7 @@ T = TypeVar("T")
 NO_GATE = "none"
 
 Level = Literal["auto", "tile", "slide"]
-ClassBalance = Literal["balanced", "effective", "logit_adjust", "none"]
+ClassBalance = Literal["balanced", "effective", "logit_adjust", "sampled", "none"]
 Where = Literal["features", "parameters"]
 Sampling = Literal["shuffled", "dataset_balanced"]
 Fallback = Literal["none", "single_task"]
@@ -74,7 +74,9 @@ class TrainConfig:
     """How steps are made, as a spec such as 'sam(rho=0.05)'; empty: what the sharing is made for, mostly 'adamw'."""
     class_balance: ClassBalance = "balanced"
     """Class weights in the loss: 'balanced' gives every class the same say; 'effective' lies between that and none for
-    classes of hundreds; 'logit_adjust' shifts logits by the log prior while training; 'none' follows the counts."""
+    classes of hundreds; 'logit_adjust' shifts logits by the log prior while training; 'sampled' draws equally many
+    cases of every class in every step, of the task with classes or of the one that says class_balance='sampled';
+    'none' follows the counts."""
     ood: tuple[str, ...] = ("mahalanobis", "knn")
     """Out-of-distribution detectors whose mean calibrated score is the gate, as specs; 'none' for no gate."""
     alpha: float = 0.05

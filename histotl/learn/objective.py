@@ -17,7 +17,7 @@ from histotl.learn.heads.base import Adjustable, Comparing, Head, Joint, Layered
 from histotl.learn.labels import known_rows
 from histotl.learn.risk_set import RiskSet
 from histotl.learn.task import Task
-from histotl.learn.weights import TAU, class_weights, facts_of
+from histotl.learn.weights import TAU, class_weights, facts_of, sampled_task
 
 __all__ = ["Labels", "Objective", "Targets", "TaskFacts", "class_weights"]
 
@@ -37,11 +37,11 @@ class Objective:
     Args:
         tasks: What is predicted.
         targets: Training labels.
-        class_balance: ``balanced``, ``effective``, ``logit_adjust`` or ``none``; a task's own goes first.
+        class_balance: ``balanced``, ``effective``, ``logit_adjust``, ``sampled`` or ``none``; a task's own goes first.
 
     Raises:
         TableError: A task has no labelled row, or all its numbers are equal.
-        UsageError: Logit adjustment of a head that has none.
+        UsageError: Logit adjustment of a head that has none; or the classes of several tasks are to be drawn equally.
     """
 
     def __init__(
@@ -57,7 +57,11 @@ class Objective:
                 raise TableError(f"task {task.name!r} has no labelled row in train", hint=cure)
         self.tasks = tuple(_learnt(task, targets[task.name]) for task in tasks)
         self.heads: dict[str, Head] = {task.name: task.head for task in self.tasks}
-        self.facts = {t.name: facts_of(t, targets[t.name], self.heads[t.name], class_balance) for t in self.tasks}
+        self._sampled = sampled_task(tasks, class_balance)
+        others: ClassBalance = "balanced" if class_balance == "sampled" else class_balance
+        balances: dict[str, ClassBalance] = dict.fromkeys(self.heads, others)
+        balances |= {self._sampled: "sampled"} if self._sampled else {}
+        self.facts = {t.name: facts_of(t, targets[t.name], self.heads[t.name], balances[t.name]) for t in self.tasks}
         self._adjusted = {t.name: (t.class_balance or class_balance) == "logit_adjust" for t in self.tasks}
         self._tensors = {name: (_tensor(fact.class_weight), _prior(fact.prior)) for name, fact in self.facts.items()}
         self._columns = _columns(self.tasks)
@@ -85,6 +89,14 @@ class Objective:
         """The same objective with risk sets of its own, for each of several networks that are trained side by side."""
         other = copy.copy(self)
         other._risk_sets = {name: risk_set.empty() for name, risk_set in self._risk_sets.items()}
+        return other
+
+    def as_drawn(self) -> Objective:
+        """The objective on rows that were drawn equally from all classes: they get no weight on top of that."""
+        if not self._sampled:
+            return self
+        other = copy.copy(self)
+        other._tensors = self._tensors | {self._sampled: (None, self._tensors[self._sampled][1])}
         return other
 
     @property

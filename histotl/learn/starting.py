@@ -10,6 +10,7 @@ from histotl.learn.objective import Objective
 from histotl.learn.pretrained import Pretrained, choose_aggregator, load_aggregator
 from histotl.learn.strata import strata_of
 from histotl.learn.training_sets import Level, labelled_part
+from histotl.learn.weights import sampled_task
 
 
 def pretrained_of(store: BagStore, level: Level, config: TrainConfig) -> Pretrained | None:
@@ -45,7 +46,7 @@ def check_start(cohort: Cohort, store: BagStore, level: Level, config: TrainConf
         if config.compare_single and len(tasks) > 1 and start.is_bound():
             fact = f"the pretrained {start.spec} answers for its {len(tasks)} tasks, and cannot for one of them alone"
             raise UsageError(fact, hint="--no-compare-single leaves out the comparison with single tasks")
-    if config.ensure_tasks:
+    if config.ensure_tasks or sampled_task(tasks, config.class_balance):
         train_set = labelled_part(cohort, "train", level, store, config).known()
         strata = strata_of(config, train_set.groups, train_set.targets, tasks)
         if strata is not None:

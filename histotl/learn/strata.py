@@ -1,10 +1,14 @@
-"""Steps that hold some of every data set and of every task.
+"""Steps that hold some of every data set or class, and of every task.
 
-Cases of one stratum, which is a data set or the labelled cases of a task, are dealt from a deck: in random order, each
-once before any comes again. A step of b cases from D data sets has b // D places for each, and what is left over goes
-round among them; so every data set is drawn equally often (Mormont, Geurts and Marée 2020, "Multi-task pre-training of
-deep neural networks for digital pathology"), and none of its cases more often than another. Cases that a task is short
-of take places of their own data set, so that the one law leaves the other as it is.
+Cases of one stratum, which is a data set, a class or the labelled cases of a task, are dealt from a deck: in random
+order, each once before any comes again. A step of b cases from D data sets has b // D places for each, and what is left
+over goes round among them; so every data set is drawn equally often (Mormont, Geurts and Marée 2020, "Multi-task
+pre-training of deep neural networks for digital pathology"), and none of its cases more often than another. Cases that
+a task is short of take places of their own data set, so that the one law leaves the other as it is.
+
+Classes of a task are drawn in the same way; cases without a label of it come as often as they would anyway, and the
+classes share what places they leave. With b = P K that is the sampling of P classes by K cases for losses that compare
+cases (Hermans et al. 2017).
 
 An epoch is as many steps as plain sampling makes of the same cases: in it small data sets come several times, and of
 large ones a part.
@@ -20,8 +24,9 @@ import numpy.typing as npt
 
 from histotl.core.errors import UsageError
 from histotl.learn.config import TrainConfig
-from histotl.learn.labels import known_rows
+from histotl.learn.labels import hard, known_rows
 from histotl.learn.task import Task
+from histotl.learn.weights import sampled_task
 
 Indices = npt.NDArray[np.int64]
 
@@ -31,21 +36,23 @@ class Strata:
     """What every step is to hold some of.
 
     Args:
-        datasets: int64 (B,): data set of each case, 0 to D - 1, each of them there.
+        groups: int64 (B,): data set or class of each case, 0 to D - 1, each of them there; -1 for a case of none.
+        what: What the groups are, in the plural.
         tasks: Names of the T tasks.
         labelled: bool (B, T): which cases have a label of which task.
         least: Labelled cases of each task in every step; 0 for whatever comes.
     """
 
-    datasets: Indices
+    groups: Indices
+    what: str
     tasks: tuple[str, ...]
     labelled: npt.NDArray[np.bool_]
     least: int = 0
 
     @property
     def count(self) -> int:
-        """D, number of data sets."""
-        return int(self.datasets.max()) + 1
+        """D, number of groups."""
+        return int(self.groups.max()) + 1
 
     def check_labels(self) -> None:
         """Refuse tasks with too few labels for a step.
@@ -62,15 +69,15 @@ class Strata:
         """Refuse what steps of ``size`` cases cannot hold.
 
         Raises:
-            UsageError: Too many data sets, too many tasks in one of them, or too few labels of a task.
+            UsageError: Too many groups, too many tasks in one of them, or too few labels of a task.
         """
         self.check_labels()
         places = size // self.count
         if not places:
-            fact = f"a step of {size} cases cannot hold one of each of {self.count} data sets"
+            fact = f"a step of {size} cases cannot hold one of each of {self.count} {self.what}"
             raise UsageError(fact, hint=f"--batch-size {self.count} or more")
         # A task whose labels lie in several data sets may take all its places from any one of them.
-        there = [self.labelled[self.datasets == number].any(axis=0).sum() for number in range(self.count)]
+        there = [self.labelled[self.groups == number].any(axis=0).sum() for number in range(self.count)]
         wanted = self.least * int(max(there))
         if wanted > places:
             fact = f"{self.least} labelled cases of each task may be {wanted} of one data set"
@@ -93,9 +100,12 @@ def strata_of(
         tasks: What is predicted.
 
     Raises:
-        UsageError: Data sets are to be balanced, and nothing says which they are.
+        UsageError: Data sets are to be balanced, and nothing says which they are; or steps are to follow two laws that
+            contradict each other.
     """
     balanced = config.sampling == "dataset_balanced"
+    if sampled := sampled_task(tasks, config.class_balance):
+        return _classes_of(sampled, config, targets[sampled])
     if not balanced and not config.ensure_tasks:
         return None
     if balanced and groups is None:
@@ -107,29 +117,50 @@ def strata_of(
         # Some data sets may have lost all their cases: those without any label are left out.
         datasets = np.unique(groups, return_inverse=True)[1].astype(np.int64)
     names = tuple(task.name for task in tasks)
-    return Strata(datasets=datasets, tasks=names, labelled=labelled, least=config.ensure_tasks)
+    return Strata(groups=datasets, what="data sets", tasks=names, labelled=labelled, least=config.ensure_tasks)
+
+
+def _classes_of(task: str, config: TrainConfig, target: npt.NDArray[np.float64]) -> Strata:
+    """Steps that draw equally from the classes of a task."""
+    others = {
+        "--sampling dataset_balanced": config.sampling == "dataset_balanced",
+        f"--ensure-tasks {config.ensure_tasks}": config.ensure_tasks > 0,
+        f"--tiles-per-step {config.tiles_per_step}": config.tiles_per_step > 0,
+    }
+    for asked, given in others.items():
+        if given:
+            fact = f"steps are to draw equally from the classes of task {task!r}, and {asked} fills them otherwise"
+            raise UsageError(fact, hint="drop one of them; class_balance='balanced' weighs classes in the loss instead")
+    groups = np.full(len(target), -1, dtype=np.int64)
+    known = known_rows(target)
+    groups[known] = np.unique(hard(target[known]), return_inverse=True)[1]
+    what = f"classes of task {task!r}"
+    return Strata(groups=groups, what=what, tasks=(), labelled=np.zeros((len(target), 0), dtype=bool))
 
 
 def stratified(strata: Strata, size: int, rng: np.random.Generator) -> Iterator[Indices]:
-    """Endless steps of ``size`` cases; a case comes twice in a step only where its data set has too few.
+    """Endless steps of ``size`` cases; a case comes twice in a step only where its group has too few.
 
     Args:
         strata: What each is to hold.
         size: Cases in a step, which :meth:`Strata.check` found to be enough.
         rng: Of all orders.
     """
-    decks = [_Deck(np.flatnonzero(strata.datasets == number), rng) for number in range(strata.count)]
+    decks = [_Deck(np.flatnonzero(strata.groups == number), rng) for number in range(strata.count)]
+    plain = _Deck(np.arange(len(strata.groups)), rng) if (strata.groups < 0).any() else None
     short = [_Deck(np.flatnonzero(has), rng) for has in strata.labelled.T] if strata.least else []
     turns = _Deck(np.arange(len(decks)), rng)
     while True:
         step: list[int] = []
         for deck, has in zip(short, strata.labelled.T, strict=False):
             step += deck.deal(strata.least - int(has[step].sum()), step)
-        places = np.full(len(decks), size // len(decks)) - np.bincount(strata.datasets[step], minlength=len(decks))
-        places[turns.deal(size % len(decks))] += 1
+        loose = [] if plain is None else [case for case in plain.deal(size) if strata.groups[case] < 0]
+        free = size - len(loose)
+        places = np.full(len(decks), free // len(decks)) - np.bincount(strata.groups[step], minlength=len(decks))
+        places[turns.deal(free % len(decks))] += 1
         for deck, count in zip(decks, places.tolist(), strict=True):
             step += deck.deal(count, step)
-        yield np.array(step, dtype=np.int64)
+        yield np.array(step + loose, dtype=np.int64)
 
 
 class _Deck:

@@ -44,7 +44,7 @@ MISSING_WORDS = ("na", "n/a", "#n/a", "nan", "null", "missing", "?", "-")
 RESERVED = ("slide_id", "path", "n_tiles", "failure_score", "model_split", "attention")
 """Columns of the predictions that no task may be called; neither may those that begin with ``ood_``."""
 
-Balance = Literal["", "balanced", "effective", "logit_adjust", "none"]
+Balance = Literal["", "balanced", "effective", "logit_adjust", "sampled", "none"]
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
@@ -73,7 +73,7 @@ class Task:
         auxiliary: The task helps to learn and is dropped afterwards.
         adversary: Above 0, what tasks share unlearns what this one needs, such as the site: its gradient comes back
             with the other sign and this strength (1.0 is the gradient itself). It is dropped afterwards, too.
-        class_balance: In place of the training's own, for this task.
+        class_balance: In place of the training's own, for this task; one task of a training can be ``sampled``.
         options: Arguments of the head.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +25,12 @@ TAU = 1.0
 def class_weights(counts: npt.NDArray[np.number], balance: ClassBalance = "balanced") -> npt.NDArray[np.float64]:
     """Weights that sum to n over the rows, so that the scale of the loss stays; 0 for a class without rows.
 
-    ``balanced``: n / (k n_c), every class has the same say. ``effective``: in proportion to 1 / (1 - beta^n_c), which
-    lies between that and none for classes of hundreds. Else 1.
+    ``balanced``: n / (k n_c), every class has the same say, as it has where classes are ``sampled``. ``effective``: in
+    proportion to 1 / (1 - beta^n_c), which lies between that and none for classes of hundreds. Else 1.
     """
     present = counts > 0
     weights = np.zeros(len(counts))
-    if balance == "balanced":
+    if balance in ("balanced", "sampled"):
         weights[present] = counts.sum() / (present.sum() * counts[present])
     elif balance == "effective":
         weights[present] = 1 / -np.expm1(counts[present] * math.log(EFFECTIVE_BETA))
@@ -37,6 +38,29 @@ def class_weights(counts: npt.NDArray[np.number], balance: ClassBalance = "balan
     else:
         weights[present] = 1.0
     return weights
+
+
+def sampled_task(tasks: Sequence[Task], balance: ClassBalance) -> str:
+    """Name of the task of whose classes every step draws equally many cases; empty for none.
+
+    Args:
+        tasks: All that are trained together.
+        balance: Of the training.
+
+    Raises:
+        UsageError: Several tasks, or one without classes.
+    """
+    named = [task for task in tasks if task.class_balance == "sampled"]
+    for task in named:
+        if not task.is_classification:
+            fact = f"task {task.name!r} has class_balance='sampled', and not one class a case"
+            raise UsageError(fact, hint="drop it: only classes can be drawn equally")
+    if not named and balance == "sampled":
+        named = [task for task in tasks if task.is_classification and not task.is_helper and not task.class_balance]
+    if len(named) > 1:
+        fact = f"steps cannot draw equally from the classes of {len(named)} tasks: {', '.join(t.name for t in named)}"
+        raise UsageError(fact, hint="say class_balance='sampled' of one task, and leave it out of the settings")
+    return named[0].name if named else ""
 
 
 def facts_of(task: Task, target: Floats, head: Head, balance: ClassBalance) -> TaskFacts:
@@ -82,7 +106,7 @@ def _class_facts(task: Task, known: Floats, head: Head, balance: ClassBalance) -
     implied = np.full(k, 1 / k) if balance == "logit_adjust" else share
     return TaskFacts(
         counts=tuple(counts.tolist()),
-        class_weight=tuple(weights.tolist()) if balance in ("balanced", "effective") else (),
+        class_weight=tuple(weights.tolist()) if balance in ("balanced", "effective", "sampled") else (),
         # One class only has no entropy, and a head may have no loss a row; what it learns by then counts in nats.
         prior_loss=exact if entropy and exact > 0 else 1.0,
         prior=tuple(prior.tolist()),

@@ -30,7 +30,7 @@ def strata(sizes: tuple[int, ...], labelled: np.ndarray | None = None, least: in
     if labelled is None:
         labelled = np.ones((len(datasets), 1), dtype=bool)
     names = tuple(f"task_{i}" for i in range(labelled.shape[1]))
-    return Strata(datasets=datasets, tasks=names, labelled=labelled, least=least)
+    return Strata(groups=datasets, what="data sets", tasks=names, labelled=labelled, least=least)
 
 
 def steps(made: Strata, size: int, count: int, seed: int = 0) -> list[np.ndarray]:
@@ -40,7 +40,7 @@ def steps(made: Strata, size: int, count: int, seed: int = 0) -> list[np.ndarray
 @pytest.mark.parametrize("size", [3, 16, 17, 128])
 def test_every_step_draws_equally_from_every_data_set(size: int) -> None:
     made = strata((400, 40, 7))
-    found = np.array([np.bincount(made.datasets[step], minlength=3) for step in steps(made, size, 300)])
+    found = np.array([np.bincount(made.groups[step], minlength=3) for step in steps(made, size, 300)])
     assert (found.sum(axis=1) == size).all()
     # As equal as whole numbers can be in each step, and exactly equal where they are made up for.
     assert found.min() >= size // 3
@@ -52,7 +52,7 @@ def test_no_case_starves_and_none_of_a_data_set_comes_more_often_than_another() 
     made = strata((400, 40, 7))
     counts = np.bincount(np.concatenate(steps(made, 16, 1200)), minlength=447)
     for number in range(3):
-        own = counts[made.datasets == number]
+        own = counts[made.groups == number]
         # 6400 draws in passes: every case as often as every other, but for the pass that is not over.
         assert own.max() - own.min() <= 1
         assert own.sum() == 6400
@@ -154,7 +154,7 @@ def test_without_settings_there_are_no_strata() -> None:
     # Groups whose cases are all without labels are gone: those that are left are numbered anew.
     found = strata_of(BALANCED, np.array([7, 3]), targets, [YES])
     assert found is not None
-    assert (found.datasets.tolist(), found.count, found.least) == ([1, 0], 2, 0)
+    assert (found.groups.tolist(), found.count, found.least) == ([1, 0], 2, 0)
 
 
 @pytest.mark.parametrize("aggregator", ["", "mean", "abmil(hidden=8, attention=4, dropout=0.0)"])
