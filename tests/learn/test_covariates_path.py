@@ -337,10 +337,10 @@ def test_flags(cohort: Cohort, tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_faces_without_a_table_refuse(cohort: Cohort, config: TrainConfig, model: Path) -> None:
     x, y = np.random.default_rng(0).normal(size=(20, 4)), np.arange(20) % 2
-    with pytest.raises(UsageError, match="estimators have no table") as caught:
+    with pytest.raises(UsageError, match="this estimator takes no covariates") as caught:
         LinearProbe(config=config).fit(x, y)
-    assert "histotl.train" in caught.value.hint
-    with pytest.raises(UsageError, match="estimators have no table"):
+    assert "MultiTaskEstimator" in caught.value.hint
+    with pytest.raises(UsageError, match="the networks are told age"):
         MultiTaskEstimator(["size: regression"], config=config).fit(x, {"size": y})
     packed = BagStore.open(cohort[1]).bags([[0]]).gather(np.array([0]))
     with pytest.raises(UsageError, match="is told age, site, Sex, and these cases come without"):
