@@ -24,7 +24,7 @@ from histotl.wsi.mask import TissueMask, find_tissue, to_geojson
 from histotl.wsi.preview import draw_preview, encode_jpeg, shrink_picture
 from histotl.wsi.readers.base import Pixels
 from histotl.wsi.slide import Slide
-from histotl.wsi.tiling import best_level, plan_tiles
+from histotl.wsi.tiling import best_level, plan_tiles, refuse_upsampling
 from histotl.wsi.tissue.base import ReadsFile, TissueFinder
 
 PREVIEW_PX = 1024
@@ -101,7 +101,7 @@ def lay_grid(slide: Slide, tiling: TileConfig, finder: TissueFinder) -> tuple[Ti
         UpsamplingError: The slide is coarser than the tiles asked for.
         OutlineError: A file was to say where tissue is, and cannot be used.
     """
-    plan_tiles(slide.info, tiling.spec, None)  # refuses upsampling before the slower work
+    refuse_upsampling(slide.info, tiling.spec)  # before the slower work
     mask = find_tissue(slide, finder, min_area_um2=tiling.min_area_um2, max_hole_um2=tiling.max_hole_um2)
     return mask, plan_tiles(slide.info, tiling.spec, mask.mask, mask.scale_l0)
 

@@ -93,7 +93,7 @@ def plan_tiles(
         UpsamplingError: The slide is coarser than ``spec.mpp`` by more than 5 % and upsampling is not allowed.
         UsageError: The mask is not two-dimensional.
     """
-    _refuse_upsampling(info, spec)
+    refuse_upsampling(info, spec)
     footprint = (spec.tile_um / info.mpp_x, spec.tile_um / info.mpp_y)
     stride = (spec.stride_um / info.mpp_x, spec.stride_um / info.mpp_y)
     x, y, width, height = info.bounds_l0
@@ -113,6 +113,22 @@ def plan_tiles(
         read_level=best_level(info, min(footprint) / spec.tile_px),
         tissue_fraction=fraction[row, column],
     )
+
+
+def refuse_upsampling(info: SlideInfo, spec: TileSpec) -> None:
+    """Raise if tiles of a slide would have to be enlarged.
+
+    Args:
+        info: The slide, with its pixel size.
+        spec: The tiles wished for.
+
+    Raises:
+        UpsamplingError: The slide is coarser than ``spec.mpp`` by more than 5 % and upsampling is not allowed.
+    """
+    if spec.allow_upsampling or info.mpp <= spec.mpp * (1 + UPSAMPLING_TOLERANCE):
+        return
+    fact = f"{info.slide_id}: the slide has {info.mpp:.4g} µm/px, tiles of {spec.mpp:g} µm/px would be upsampled"
+    raise UpsamplingError(fact, hint=f"ask for its own scale with --mpp {_round_up(info.mpp):g}, or --allow-upsampling")
 
 
 def tissue_fractions(
@@ -216,13 +232,6 @@ def _corners(start: int, length: int, side: float, stride: float, *, pad: bool) 
 def _rounded(start: int, stride: float, count: int) -> npt.NDArray[np.int64]:
     # Strides below a pixel, which only upsampling to the extreme has, would repeat corners.
     return np.unique(np.array([round_px(start + index * stride) for index in range(count)], np.int64))
-
-
-def _refuse_upsampling(info: SlideInfo, spec: TileSpec) -> None:
-    if spec.allow_upsampling or info.mpp <= spec.mpp * (1 + UPSAMPLING_TOLERANCE):
-        return
-    fact = f"{info.slide_id}: the slide has {info.mpp:.4g} µm/px, tiles of {spec.mpp:g} µm/px would be upsampled"
-    raise UpsamplingError(fact, hint=f"ask for its own scale with --mpp {_round_up(info.mpp):g}, or --allow-upsampling")
 
 
 def _round_up(mpp: float) -> float:
