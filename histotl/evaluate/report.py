@@ -130,15 +130,15 @@ def lead_metric(result: TaskResult) -> str:
 
 
 def number(value: float | None, factor: float = 1.0) -> str:
-    """Three decimals, more for small values, fewer for large; a dash where there is none."""
+    """Three decimals, more for small values, fewer for large; 0 below a millionth, a dash where there is none."""
     if value is None or math.isnan(value):
         return "–"
     value *= factor
     size = abs(value)
     decimals = 3 if size < 10 else 2 if size < 100 else 1
-    if 0 < size < 0.001:
+    if 1e-6 <= size < 0.001:
         return f"{value:.1e}"
-    return f"{value:.{decimals}f}"
+    return f"{value if size >= 1e-6 else 0.0:.{decimals}f}"
 
 
 def interval(value: Estimate, factor: float = 1.0) -> str:

@@ -134,7 +134,16 @@ def test_patch_sets_have_no_slide_pictures_and_say_so(study: Callable[..., objec
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [(0.12345, "0.123"), (12.345, "12.35"), (1234.5, "1234.5"), (0.0, "0.000"), (5e-5, "5.0e-05")]
+    ("value", "shown"),
+    [
+        (0.12345, "0.123"),
+        (12.345, "12.35"),
+        (1234.5, "1234.5"),
+        (0.0, "0.000"),
+        (5e-5, "5.0e-05"),
+        (9e-59, "0.000"),
+        (-1e-9, "0.000"),
+    ],
 )
 def test_numbers_are_short(value: float, shown: str) -> None:
     assert number(value) == shown
