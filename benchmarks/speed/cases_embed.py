@@ -122,6 +122,34 @@ def trident(inputs: Inputs) -> Case:
     )
 
 
+@case("embed/stain")
+def stain(inputs: Inputs) -> Case:
+    """What normalising costs in a run: a fit for the slide, and a colour function for every pixel."""
+    return normalised(inputs.large_slide, inputs.folder, FAST, ALL)
+
+
+def normalised(slide: Path, folder: Path, network: str, tiling: TileConfig, device: str = "cpu") -> Case:
+    """A run with macenko beside the same without."""
+    spec = timm_spec(network)
+
+    def run(stain: str) -> int:
+        return embed(slide, folder / f"stain-{stain}", spec, tiling=tiling, stain=stain, device=device).n_tiles
+
+    count = run("none")
+    return Case(
+        name=f"embed_slides with --stain macenko, {network} on {device}, {count} tiles",
+        against="the same with --stain none",
+        ours=lambda: run("macenko"),
+        reference=lambda: run("none"),
+        same=lambda a, b: a == b == count,
+        goal=None if device == "cpu" else 1.02,
+        threads=None,
+        units=count,
+        unit="tiles",
+        figures=(Figure(text="{} ms more a tile", of=lambda s: (s.ours - s.reference) / count * 1e3),),
+    )
+
+
 @case("embed/two-backbones")
 def two_backbones(inputs: Inputs) -> Case:
     """One pass for both."""

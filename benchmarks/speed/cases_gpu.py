@@ -11,6 +11,7 @@ import numpy as np
 import simplejpeg
 import torch
 
+from benchmarks.speed.cases_embed import normalised
 from benchmarks.speed.harness import Case, Figure, NotMeasured, case
 from benchmarks.speed.inputs import Inputs, JpegTiles, planned, resident_tiles
 from benchmarks.speed.running import load
@@ -106,6 +107,12 @@ def vit_small(inputs: Inputs) -> Case:
 def vit_large(inputs: Inputs) -> Case:
     """What foundation models look like."""
     return _from_disk(inputs, "vit_large_patch16_224")
+
+
+@case("gpu/stain")
+def stain(inputs: Inputs) -> Case:
+    """Normalising is to cost nothing that can be measured."""
+    return normalised(inputs.huge, inputs.folder, "resnet50", TileConfig(), str(_gpu()))
 
 
 @case("gpu/decode")

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import cast
@@ -34,13 +35,22 @@ _RESIDENT = 512
 """Prepared tiles that are held; a larger number is reached by going round. Far beyond any cache of the processor."""
 
 
-def embed(slides: Path, out: Path, *backbones: str, tiling: TileConfig | None = None, dtype: str = "") -> RunSummary:
-    """Embed on the CPU as the command does, but for the quality figures: what is beside it in the table has none.
+def embed(
+    slides: Path,
+    out: Path,
+    *backbones: str,
+    tiling: TileConfig | None = None,
+    dtype: str = "",
+    stain: str = "none",
+    device: str = "cpu",
+) -> RunSummary:
+    """Embed as the command does, but for the quality figures: what is beside it in the table has none.
 
     All slides, or an error.
     """
-    options = {"dtype": dtype} if dtype else {}
-    config = EmbedConfig(backbone=backbones, device="cpu", overwrite=True, quality="none", **options)  # type: ignore[arg-type]
+    config = EmbedConfig(backbone=backbones, device=device, overwrite=True, quality="none", stain=stain)
+    if dtype:
+        config = replace(config, dtype=dtype)  # type: ignore[arg-type]  # one of its names
     summary = embed_slides(slides, out, tiling=tiling or TileConfig(), config=config)
     if summary.failed:
         raise RuntimeError(str(summary.failed[0]))
