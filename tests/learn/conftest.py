@@ -12,6 +12,7 @@ import torch
 
 from histotl.core.provenance import Provenance
 from histotl.core.values import BackboneCard, FeatureIdentity, Level, SlideInfo, TileGrid, TileSpec
+from histotl.learn._trainer import Data
 from histotl.learn.bags import Bags
 from histotl.learn.config import TrainConfig
 from histotl.learn.fit import Labelled
@@ -46,6 +47,20 @@ def labelled() -> Callable[..., Labelled]:
         return Labelled(bags=Bags.of(source, groups), targets=targets)
 
     return make
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """Grows by the rows of every step and of every look of the trainings of a test."""
+    found: list[np.ndarray] = []
+    plain = Data.draw
+
+    def draw(self: Data, rows: np.ndarray, **rest: object) -> object:
+        found.append(rows)
+        return plain(self, rows, **rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Data, "draw", draw)
+    return found
 
 
 def card(name: str = "scattering", dim: int = DIM) -> BackboneCard:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from histotl.core.errors import UsageError
-from histotl.learn._trainer import Data, Hooks
+from histotl.learn._trainer import Hooks
 from histotl.learn.batch import Batch
 from histotl.learn.config import TrainConfig
 from histotl.learn.fit import Labelled, fit
@@ -130,20 +130,12 @@ def test_a_network_that_sees_nothing_answers_with_equal_shares(
 
 
 def test_networks_trained_together_are_drawn_so_too(
-    labelled: Callable[..., Labelled], quick: TrainConfig, monkeypatch: pytest.MonkeyPatch
+    labelled: Callable[..., Labelled], quick: TrainConfig, drawn: list[np.ndarray]
 ) -> None:
     target = np.repeat([0.0, 1.0, 2.0], [60, 24, 12])
     made = labelled(np.ones((96, 4)), {"type": target})
     fold = np.arange(96) % 4
     entries = [Entry(train=np.flatnonzero(fold > 1), val=np.flatnonzero(fold == k), seed=k) for k in range(2)]
-    drawn: list[np.ndarray] = []
-    plain = Data.draw
-
-    def draw(self: Data, rows: np.ndarray, **rest: object) -> object:
-        drawn.append(rows)
-        return plain(self, rows, **rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Data, "draw", draw)
     found = sweep(made, entries, tasks=[DRAWN], config=replace(quick, batch_size=9, dropout=0.0))
     learnt = target[fold > 1]
     made_steps = [learnt[rows] for rows in drawn if len(rows) == 9]

@@ -197,7 +197,7 @@ def test_an_epoch_is_as_many_steps_as_without(quick: TrainConfig) -> None:
 
 
 def test_a_sweep_balances_data_sets_and_leaves_tasks_to_fit(
-    labelled: Callable[..., Labelled], quick: TrainConfig, monkeypatch: pytest.MonkeyPatch
+    labelled: Callable[..., Labelled], quick: TrainConfig, drawn: list[np.ndarray]
 ) -> None:
     rng = np.random.default_rng(0)
     groups = np.repeat([0, 1], [36, 12])
@@ -206,14 +206,6 @@ def test_a_sweep_balances_data_sets_and_leaves_tasks_to_fit(
     fold = np.arange(48) % 4
     entries = [Entry(train=np.flatnonzero(fold > 1), val=np.flatnonzero(fold == k), seed=k) for k in range(2)]
     config = replace(quick, sampling="dataset_balanced", cohort_column="c", batch_size=8)
-    drawn: list[np.ndarray] = []
-    plain = Data.draw
-
-    def draw(self: Data, rows: np.ndarray, **rest: object) -> object:
-        drawn.append(rows)
-        return plain(self, rows, **rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Data, "draw", draw)
     found = sweep(made, entries, tasks=[YES], config=config)
     assert len(found) == 2
     learnt = np.flatnonzero(fold > 1)
