@@ -146,9 +146,8 @@ def write_contiguous(file: h5py.File | h5py.Group, name: str, values: npt.NDArra
     """Store an array as one block."""
     dataset = create_contiguous(file, name, values.shape, values.dtype)
     if values.size:
-        dataset.id.write(
-            h5py.h5s.ALL, h5py.h5s.ALL, np.ascontiguousarray(values)
-        )  # `dataset[...] =` costs three times that
+        # `dataset[...] =` costs three times that.
+        dataset.id.write(h5py.h5s.ALL, h5py.h5s.ALL, np.ascontiguousarray(values))
     return dataset
 
 
