@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 
 import torch
@@ -39,7 +39,8 @@ class BatchTuner:
     just before and just after its own takes its place, and has neighbours of its own. Both, and the median batch of
     each: a machine's speed changes from minute to minute, the planning of a slide slows the batches beside it, and a
     wrong choice would last. A trial of a size that does not suit costs as much as up to a hundred tiles, so there is a
-    long pause before each: short runs keep the size that they begin with.
+    long pause before each: short runs keep the size that they begin with. So does a network that has waited for tiles
+    longer than it has worked: no size would make the run faster, and a larger one takes memory.
 
     Args:
         sizes: Ascending.
@@ -47,12 +48,21 @@ class BatchTuner:
         pause: Tiles before a trial.
         first: The size to begin with; the largest when it is not among them.
         forwards: Side by side: each pays for the first batch of a size.
+        waited: Seconds that the network has waited for tiles until now, summed over its threads.
     """
 
     def __init__(
-        self, sizes: Sequence[int], *, tiles: int = 128, pause: int = 1536, first: int = 32, forwards: int = 1
+        self,
+        sizes: Sequence[int],
+        *,
+        tiles: int = 128,
+        pause: int = 1536,
+        first: int = 32,
+        forwards: int = 1,
+        waited: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._sizes, self._judged_by, self._pause, self._forwards = list(sizes), tiles, pause, forwards
+        self._waited = waited
         self._best = first if first in self._sizes else self._sizes[-1]
         self._before, self._trial, self._tried = 0.0, 0.0, {self._best}
         self._trying = 0
@@ -60,6 +70,7 @@ class BatchTuner:
 
     def observe(self, n_tiles: int, seconds: float) -> None:
         """Tell how long a batch took; changes ``batch_size`` when enough is known."""
+        self._worked_s += seconds
         if n_tiles != self.batch_size:
             return  # the last of a run, or begun before the size was changed
         self._seconds.append(seconds)
@@ -67,7 +78,7 @@ class BatchTuner:
         if self._trying:
             if self._batches >= self._needed + self._forwards:  # the first of a size also pays for new memory
                 self._go_on_trying()
-        elif self._batches * n_tiles >= self._pause and (untried := self._untried()):
+        elif self._batches * n_tiles >= self._pause and (untried := self._untried()) and not self._starves():
             self._before, self._trying = self._rate(), untried
             self._tried.add(untried)
             self._switch(untried)
@@ -90,8 +101,12 @@ class BatchTuner:
         neighbours = self._sizes[max(0, place - 1) : place + 2]
         return next((size for size in neighbours if size not in self._tried), None)
 
+    def _starves(self) -> bool:
+        return self._waited() - self._waited_s > self._worked_s
+
     def _switch(self, size: int) -> None:
         self.batch_size, self._batches = size, 0
+        self._worked_s, self._waited_s = 0.0, self._waited()
         self._needed = -(-self._judged_by // size)
         self._seconds = deque[float](maxlen=self._needed)
 
@@ -101,7 +116,12 @@ class BatchTuner:
 
 
 def choose_batches(
-    config: EmbedConfig, models: Sequence[Model], accelerator: Accelerator, tile_px: int, forwards: int = 1
+    config: EmbedConfig,
+    models: Sequence[Model],
+    accelerator: Accelerator,
+    tile_px: int,
+    forwards: int = 1,
+    waited: Callable[[], float] = lambda: 0.0,
 ) -> tuple[int, int, BatchTuner | None]:
     """Batch size to begin with, the most that a batch may hold, and what changes it on the way.
 
@@ -111,6 +131,7 @@ def choose_batches(
         accelerator: Where they are.
         tile_px: Side of a tile.
         forwards: Forward passes side by side.
+        waited: Seconds that they have waited for tiles until now, summed over them.
     """
     device = accelerator.device
     most = largest_batch(config, device, tile_px, forwards)
@@ -121,7 +142,8 @@ def choose_batches(
         size = find_batch_size(models, accelerator, tile_px, [size for size in GPU_SIZES if size <= most])
         return size, size, None
     first = _FIRST if forwards == 1 else _FIRST_BESIDE
-    tuner = BatchTuner([size for size in CPU_SIZES if size <= most] or [most], first=first, forwards=forwards)
+    sizes = [size for size in CPU_SIZES if size <= most] or [most]
+    tuner = BatchTuner(sizes, first=first, forwards=forwards, waited=waited)
     return tuner.batch_size, most, tuner
 
 

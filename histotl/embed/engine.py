@@ -47,7 +47,7 @@ from histotl.embed.config import EmbedConfig, TileConfig
 from histotl.embed.device import Forwards, choose_forwards, choose_planners, choose_workers, compute_settings
 from histotl.embed.stain_target import StainPlan, fallen_back, look_up, sample_slide
 from histotl.embed.summary import RunSummary
-from histotl.embed.telemetry import Clock, Telemetry
+from histotl.embed.telemetry import WAITING, Clock, Telemetry
 from histotl.image.measures import Measures
 from histotl.image.stain.base import StainNormalizer, StainTransform
 from histotl.store import layout
@@ -208,7 +208,9 @@ class _Engine:
         planners = choose_planners(device)
         accelerator = accelerator_of(device)
         side = self.tiling.tile_px
-        batch_size, most, tuner = choose_batches(self.config, self.models, accelerator, side, forwards.count)
+        batch_size, most, tuner = choose_batches(
+            self.config, self.models, accelerator, side, forwards.count, lambda: self.clock.seconds[WAITING]
+        )
         compute, workers = Compute(accelerator, self.clock), Workers[OnTheWay, Found](forwards)
         feed = Feed[SlideEntry, SlideJob](
             readers=readers,

@@ -149,6 +149,18 @@ def test_a_short_run_tries_no_other_batch_size():
     assert tiles == 640
 
 
+@pytest.mark.parametrize(("share", "sizes"), [(0.9, {16, 32}), (1.1, {32})])
+def test_a_network_that_mostly_waits_tries_no_other_size(share: float, sizes: set[int]) -> None:
+    """A larger batch would make nothing faster, and its memory would be the most of the run."""
+    waited, seen = [0.0], set()
+    tuner = BatchTuner((16, 32), tiles=32, pause=128, waited=lambda: waited[0])
+    for _ in range(50):
+        seen.add(tuner.batch_size)
+        waited[0] += share
+        tuner.observe(tuner.batch_size, 1.0)
+    assert seen == sizes
+
+
 def test_a_size_is_compared_with_the_batches_just_before_it():
     """A machine that slows down in the course of a run does not make the size that was measured first the best."""
     tuner, slowdown = BatchTuner((16, 32), tiles=64, pause=128), 1.0
