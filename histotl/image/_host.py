@@ -18,16 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from histotl.image._lab import KNEE, KNEE_ROOT, from_xyz, linear_levels, to_xyz
-from histotl.image._od import IO, Array, od_table
+from histotl.image._lab import KNEE, KNEE_ROOT, LINEAR_KNEE, from_xyz, linear_levels, on_roots, to_xyz
+from histotl.image._od import Array, log_weights, od_table
 from histotl.image._planes import CLEAR, Triple, is_exact
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Levels = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
-
-_LINEAR_KNEE = 0.0031308
-"""Linear light below which sRGB is straight (IEC 61966-2-1)."""
 
 _LEVEL_KNEE = 24
 """The lowest level whose linear light lies above :data:`KNEE`: colours without a lower one have no straight part."""
@@ -53,13 +50,8 @@ def restained(
         added: Densities (b, 3) that are added afterwards; None for none.
         dtype: Of the result, see :func:`histotl.image._planes.map_planes`.
     """
-    # Level + 1 is 256 exp(-density), and cv2.transform adds a fourth column: the factor 256 costs nothing.
-    offset = math.log(IO) - (np.zeros((1, 3)) if added is None else added)
-    shape = (len(tiles), 3)
-    weights = np.concatenate(
-        [np.broadcast_to(matrix, (*shape, 3)), np.broadcast_to(offset, shape)[..., None]], axis=2, dtype=np.float32
-    )
-    table, each = _minus_od(), iter(weights)
+    weights = log_weights(matrix, np.zeros((1, 3)) if added is None else added)
+    table, each = _minus_od(), iter(np.broadcast_to(weights, (len(tiles), 3, 4)))
 
     def restain(tile: Pixels, out: Levels) -> None:
         a, b = _scratch(tile.shape)
@@ -84,8 +76,6 @@ def relit(
 ) -> torch.Tensor:
     """Apply a gain and a shift to each of L*, a* and b*.
 
-    L*, a* and b* are sums of the cube roots of X, Y and Z, so that the change is one matrix on those.
-
     Args:
         tiles: uint8 RGB (b, h, w, 3) on the CPU.
         gain: Factors of L*, a* and b*.
@@ -94,17 +84,7 @@ def relit(
         glass: The same after.
         dtype: Of the result, see :func:`histotl.image._planes.map_planes`.
     """
-    gl, ga, gb = gain
-    sl, sa, sb = shift
-    light = (sl + 16 - 16 * gl) / 116
-    on_roots = np.array(
-        [
-            [ga, gl - ga, 0.0, light + sa / 500],
-            [0.0, gl, 0.0, light],
-            [0.0, gl - gb, gb, light - sb / 200],
-        ],
-        np.float32,
-    )
+    change = np.array(on_roots(gain, shift), np.float32)
     before, after = np.array(to_xyz(white), np.float32), np.array(from_xyz(glass), np.float32)
     table = linear_levels().astype(np.float32).reshape(256, 1)
     log_gain, step = math.log(1.055 * 255), 0.055 * 255
@@ -118,13 +98,13 @@ def relit(
         _power(flat_b, flat_a, 1 / 3)
         if low is not None:
             flat_a[low] = flat_b[low] * 7.787 + 16 / 116
-        cv2.transform(a, on_roots, b)
+        cv2.transform(a, change, b)
         np.multiply(flat_b, flat_b, out=flat_a)
         np.multiply(flat_a, flat_b, out=flat_a)
         low = flat_b <= KNEE_ROOT
         flat_a[low] = (flat_b[low] - 16 / 116) / 7.787
         cv2.transform(a, after, b)
-        low = flat_b <= _LINEAR_KNEE
+        low = flat_b <= LINEAR_KNEE
         _power(flat_b, flat_a, 1 / 2.4, log_gain)
         np.subtract(flat_a, step, out=flat_a)
         flat_a[low] = flat_b[low] * (12.92 * 255)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -18,6 +19,8 @@ _TO_XYZ = _XYZ_OF_RGB / _WHITE[:, None]
 _FROM_XYZ = np.linalg.inv(_XYZ_OF_RGB) * _WHITE[None, :]
 KNEE = 0.008856
 KNEE_ROOT = 6 / 29
+LINEAR_KNEE = 0.0031308
+"""Linear light below which sRGB is straight (IEC 61966-2-1)."""
 
 
 def linear_light(levels: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -42,6 +45,26 @@ def from_xyz(white: Triple) -> list[list[float]]:
     """Inverse of :func:`to_xyz`."""
     rows: list[list[float]] = (_FROM_XYZ * linear_light(white)[:, None]).tolist()
     return rows
+
+
+def on_roots(gain: Sequence[float], shift: Sequence[float]) -> list[list[float]]:
+    """What a gain and a shift of each of L*, a* and b* do to the cube roots of X, Y and Z, of which those are sums.
+
+    Args:
+        gain: Factors of L*, a* and b*.
+        shift: Added after them.
+
+    Returns:
+        Three rows of three factors and what is added to them.
+    """
+    gl, ga, gb = gain
+    sl, sa, sb = shift
+    light = (sl + 16 - 16 * gl) / 116
+    return [
+        [ga, gl - ga, 0.0, light + sa / 500],
+        [0.0, gl, 0.0, light],
+        [0.0, gl - gb, gb, light - sb / 200],
+    ]
 
 
 @cache
@@ -79,5 +102,5 @@ def _cube(root: torch.Tensor) -> torch.Tensor:
 
 def _encode(linear: torch.Tensor) -> torch.Tensor:
     linear = linear.clamp(min=0)
-    curved = linear.clamp(min=0.0031308).pow(1 / 2.4).mul_(1.055).sub_(0.055)
-    return torch.where(linear > 0.0031308, curved, linear * 12.92).mul_(255).add_(0.5)
+    curved = linear.clamp(min=LINEAR_KNEE).pow(1 / 2.4).mul_(1.055).sub_(0.055)
+    return torch.where(linear > LINEAR_KNEE, curved, linear * 12.92).mul_(255).add_(0.5)

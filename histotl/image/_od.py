@@ -77,6 +77,22 @@ def stained_pixels(
     return stained
 
 
+def log_weights(matrix: Array, added: Array) -> npt.NDArray[np.float32]:
+    """A matrix on optical densities, as one on logarithms that gives those of level + 1.
+
+    Level + 1 is 256 exp(-density): as a fourth column of the matrix the factor 256 costs nothing.
+
+    Args:
+        matrix: (3, 3), or (n, 3, 3).
+        added: Densities (1, 3) or (n, 3) that are added afterwards.
+
+    Returns:
+        float32 (n, 3, 4): factors of the three densities taken negative, and what is added.
+    """
+    last = (math.log(IO) - added)[..., None]
+    return np.concatenate([np.broadcast_to(matrix, (len(last), 3, 3)), last], axis=2, dtype=np.float32)
+
+
 @cache
 def _table_on(device: torch.device) -> torch.Tensor:
     with torch.inference_mode(mode=False):

@@ -2,8 +2,8 @@
 
 Three kinds are enough for all methods: a matrix on optical densities, a gain and a shift of L*, a* and b*, and a table
 of levels for each channel. What white is before and after is in their numbers, and costs nothing. Each has a way for
-the CPU (:mod:`histotl.image._host`) and one in torch for other devices; they differ by a level where a value lies on
-the border between two. Both can give the levels before rounding.
+the CPU (:mod:`histotl.image._host`), one for GPUs (:mod:`histotl.image._device`) and one in torch for every other
+device; they differ by a level where a value lies on the border between two. All can give the levels before rounding.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from histotl.image import _host
+from histotl.image import _device, _host
 from histotl.image._lab import lab_of_levels, levels_of_lab
 from histotl.image._od import densities, mix
 from histotl.image._planes import CLEAR, Planes, Triple, is_exact, look_up, map_planes
@@ -39,6 +39,8 @@ class OdTransform:
         """Apply to uint8 RGB (b, h, w, 3): table, nine multiplications, exponential."""
         if _host.is_host(tiles):
             return _host.restained(tiles, np.array(self.matrix), np.array([self.offset]), dtype=dtype)
+        if _device.has_kernels(tiles):
+            return _device.restained(tiles, self.matrix, self.offset, dtype=dtype)
         return map_planes(tiles, self.on_planes, dtype=dtype)
 
     def on_planes(self, planes: Planes, _rows: slice) -> Planes:
@@ -69,6 +71,8 @@ class LabTransform:
         """Apply to uint8 RGB (b, h, w, 3)."""
         if _host.is_host(tiles):
             return _host.relit(tiles, self.gain, self.shift, white=self.white, glass=self.glass, dtype=dtype)
+        if _device.has_kernels(tiles):
+            return _device.relit(tiles, self.gain, self.shift, white=self.white, glass=self.glass, dtype=dtype)
         return map_planes(tiles, self.on_planes, dtype=dtype)
 
     def on_planes(self, planes: Planes, _rows: slice) -> Planes:
@@ -93,6 +97,8 @@ class LevelTransform:
         """Apply to uint8 RGB (b, h, w, 3)."""
         if _host.is_host(tiles):
             return _host.retabled(tiles, self._exact if is_exact(dtype) else self._array, dtype=dtype)
+        if _device.has_kernels(tiles):
+            return _device.retabled(tiles, self.tables, dtype=dtype)
         return map_planes(tiles, self.on_planes, dtype=dtype)
 
     def on_planes(self, planes: Planes, _rows: slice) -> Planes:

@@ -27,6 +27,7 @@ FENCES = {
     "cv2": ("wsi/", "image/_host.py"),
     "imagecodecs": ("wsi/",),
     "albumentations": ("image/augment/",),
+    "triton": ("image/",),
     "timm": ("backbones/",),
     "openvino": ("backbones/",),
     "onnxruntime": ("backbones/",),

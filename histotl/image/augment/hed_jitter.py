@@ -15,7 +15,7 @@ import torch
 
 from histotl.core.errors import UsageError
 from histotl.core.registry import register
-from histotl.image import _host
+from histotl.image import _device, _host
 from histotl.image._od import Array, densities, mix
 from histotl.image._planes import Planes, map_planes
 from histotl.image._random import uniform
@@ -56,6 +56,8 @@ class HedJitter:
 
         if _host.is_host(tiles):
             return _host.restained(tiles, matrix.double().numpy(), offset.double().numpy())
+        if _device.has_kernels(tiles):
+            return _device.restained_each(tiles, matrix, offset)
 
         def restain(planes: Planes, rows: slice) -> Planes:
             density, weights, added = densities(planes), matrix[rows], offset[rows]
