@@ -36,12 +36,20 @@ class NetworkEmbedder:
 
     def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
         """Embed uint8 RGB (b, h, w, 3) into float32 (b, dim)."""
-        kind = tiles.device.type
-        # Autocast would round the input of the first layer to this format anyway, in a pass of its own.
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
-        features = self.forward(prepare(tiles, self.card, scratch=self.scratch, dtype=dtype)).to(torch.float32)
+        dtype = self.input_dtype(tiles.device)
+        return self.of_input(prepare(tiles, self.card, scratch=self.scratch, dtype=dtype))
+
+    def of_input(self, images: torch.Tensor) -> torch.Tensor:
+        """Embed normalised images (b, 3, s, s), channels last in memory, into float32 (b, dim)."""
+        features = self.forward(images).to(torch.float32)
         # A network that hands its input through must not give away memory that the next batch overwrites.
         return features.clone() if self.scratch.owns(features) else features
+
+    @staticmethod
+    def input_dtype(device: torch.device) -> torch.dtype:
+        """What images are written in: autocast would round them to its format anyway, in a pass of its own."""
+        kind = device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
 
 
 def finish(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -82,9 +83,14 @@ def row_affine(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Factor and summand of every value in a row of interleaved RGB levels, float32 (side * 3)."""
     with torch.inference_mode(mode=False):
-        m, s = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
-        scale, shift = 1 / (255 * s), -m / s
-        return tuple(v.to(torch.float32).repeat(side).to(device) for v in (scale, shift))  # type: ignore[return-value]
+        both = (torch.tensor(v, dtype=torch.float32) for v in channel_affine(mean, std))
+        return tuple(v.repeat(side).to(device) for v in both)  # type: ignore[return-value]
+
+
+def channel_affine(mean: Sequence[float], std: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Factor and summand of the levels of each channel that give ``(level / 255 - mean) / std``."""
+    pairs = list(zip(mean, std, strict=True))
+    return tuple(1 / (255 * s) for _, s in pairs), tuple(-m / s for m, s in pairs)
 
 
 def _affine_by_pieces(

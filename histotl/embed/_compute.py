@@ -17,6 +17,7 @@ from histotl.embed._accelerator import Accelerator, Mark
 from histotl.embed._models import Model
 from histotl.embed.device import Forwards
 from histotl.embed.telemetry import Clock, Telemetry, peak_rss_mb
+from histotl.image.stain.base import FusedTransform
 
 Change: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 """Turns uint8 tiles (b, h, w, 3) on the device into others of that kind."""
@@ -128,10 +129,13 @@ class Compute:
                 measured_figures = [accelerator.copy_out(figures(on_device))]
                 ready = accelerator.mark()
                 batch.spans.append(("quality", begun, ready))
-            normal = transform(on_device)
+            # Views are made of normalised tiles; else each network's input is written by the kernel that normalises.
+            fused = transform if isinstance(transform, FusedTransform) and not views else None
+            fused = fused if fused is not None and fused.is_fused(on_device) else None
+            normal = transform(on_device) if fused is None else on_device
             normalised = accelerator.mark()
             batch.spans.append(("transform", ready, normalised))
-            found = [model(normal) for model in models]
+            found = [model(normal, fused) for model in models]
             last = accelerator.mark()
             batch.spans.append(("forward", normalised, last))
             copies = [accelerator.copy_out(features) for features in found]

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -13,6 +14,7 @@ import torch
 
 from histotl.backbones._half import hold_half
 from histotl.backbones._network import NetworkEmbedder
+from histotl.backbones._preprocess import channel_affine
 from histotl.backbones._recorded import recorded
 from histotl.backbones._runtime import accelerate
 from histotl.backbones.base import Backbone, Embedder
@@ -21,6 +23,7 @@ from histotl.core.registry import canonical, create
 from histotl.core.values import BackboneCard, FeatureIdentity, TileSpec
 from histotl.embed.config import EmbedConfig
 from histotl.embed.device import FORMATS, choose_precision, fixed_batch
+from histotl.image.stain.base import FusedTransform
 from histotl.store.embeddings import open_embeddings
 from histotl.store.extras import Extra, differences
 
@@ -55,14 +58,18 @@ class Model:
         """What it is."""
         return self.embedder.card
 
-    def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
+    def __call__(self, tiles: torch.Tensor, stain: FusedTransform | None = None) -> torch.Tensor:
         """Embed uint8 (b, h, w, 3) on the device into float32 (b, dim), still on the device.
+
+        Args:
+            tiles: The batch.
+            stain: Normalises them on the way; it says that it is fused for them.
 
         Raises:
             SetupError: Not even one tile fits into the device's memory.
             HistotlError: The backbone does not do what its card says.
         """
-        return self._embedded(tiles, self._in_parts)
+        return self._embedded(tiles, partial(self._in_parts, stain))
 
     def whole(self, tiles: torch.Tensor) -> torch.Tensor:
         """The same, but a batch that does not fit is an error instead of being halved.
@@ -82,9 +89,9 @@ class Model:
             raise HistotlError(fact, hint="correct the backbone's card or its pooling")
         return features.float()
 
-    def _in_parts(self, tiles: torch.Tensor) -> torch.Tensor:
+    def _in_parts(self, stain: FusedTransform | None, tiles: torch.Tensor) -> torch.Tensor:
         try:
-            return self.embedder(tiles)
+            return self.embedder(tiles) if stain is None else self._restained(tiles, stain)
         except torch.OutOfMemoryError as error:
             if len(tiles) == 1:
                 cure = "use a smaller backbone or smaller tiles, or --device cpu"
@@ -95,7 +102,16 @@ class Model:
         middle = len(tiles) // 2
         log.warning("%s: %d tiles do not fit into the memory of %s; trying halves", self.spec, len(tiles), self.device)
         torch.cuda.empty_cache()
-        return torch.cat([self._in_parts(tiles[:middle]), self._in_parts(tiles[middle:])])
+        return torch.cat([self._in_parts(stain, tiles[:middle]), self._in_parts(stain, tiles[middle:])])
+
+    def _restained(self, tiles: torch.Tensor, stain: FusedTransform) -> torch.Tensor:
+        """Stain and the network's own normalisation in one kernel, unless tiles are resized between them."""
+        network, card = self.embedder, self.card
+        if not isinstance(network, NetworkEmbedder) or tiles.shape[1:3] != (card.input_px, card.input_px):
+            return self.embedder(stain(tiles))
+        scale, shift = channel_affine(card.mean, card.std)
+        images = stain.prepared(tiles, scale=scale, shift=shift, dtype=network.input_dtype(tiles.device))
+        return network.of_input(images.permute(0, 3, 1, 2))
 
 
 def load_models(config: EmbedConfig, tiles: TileSpec | None, *, stain: str, device: torch.device) -> tuple[Model, ...]:

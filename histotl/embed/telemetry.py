@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 WORKING = ("plan", "read", "decode", "resample", "copy", "quality", "transform", "augment", "forward", "write")
 """Stages that do work: opening and planning; bytes off the disk; JPEG decoding; cutting and resampling; to the device;
-quality figures; stain; augmented views; network; to the file."""
+quality figures; stain; augmented views; network, with the stain where both are one on a GPU; to the file."""
 
 WAITING = "wait"
 """The device has no tiles: on a CPU summed over the threads that compute."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import subprocess
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from types import ModuleType
 from typing import Any
@@ -20,11 +21,28 @@ import torch
 
 from histotl.image._lab import from_xyz, linear_levels, on_roots, to_xyz
 from histotl.image._od import IO, log_weights
-from histotl.image._planes import CLEAR, Triple, is_exact
+from histotl.image._planes import CLEAR, Triple
 
 log = logging.getLogger(__name__)
 
 _BLOCK = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """How a kernel writes levels, which it clips to 0 to 255.
+
+    Args:
+        dtype: uint8, or a floating one.
+        rounded: Whether they are rounded, halves up.
+        scale: Factors for R, G and B, after that.
+        shift: Added after them.
+    """
+
+    dtype: torch.dtype
+    rounded: bool = True
+    scale: tuple[float, ...] = (1.0, 1.0, 1.0)
+    shift: tuple[float, ...] = (0.0, 0.0, 0.0)
 
 
 def has_kernels(tiles: torch.Tensor) -> bool:
@@ -33,7 +51,7 @@ def has_kernels(tiles: torch.Tensor) -> bool:
 
 
 def restained(
-    tiles: torch.Tensor, matrix: tuple[tuple[float, ...], ...], added: Triple, *, dtype: torch.dtype = torch.uint8
+    tiles: torch.Tensor, matrix: tuple[tuple[float, ...], ...], added: Triple, *, written: Written
 ) -> torch.Tensor:
     """Apply one matrix to the optical densities of all tiles.
 
@@ -41,9 +59,9 @@ def restained(
         tiles: uint8 RGB (b, h, w, 3).
         matrix: Row r gives the new density of channel r.
         added: Densities that are added afterwards.
-        dtype: Of the result, see :func:`histotl.image._planes.map_planes`.
+        written: How.
     """
-    return _restained(tiles, _weights_on(tiles.device, matrix, added), dtype)
+    return _restained(tiles, _weights_on(tiles.device, matrix, added), written)
 
 
 def restained_each(tiles: torch.Tensor, matrix: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
@@ -55,7 +73,7 @@ def restained_each(tiles: torch.Tensor, matrix: torch.Tensor, added: torch.Tenso
         added: Densities (b, 3) that are added afterwards.
     """
     weights = torch.cat([matrix, (math.log(IO) - added)[:, :, None]], dim=2).to(torch.float32)
-    return _restained(tiles, weights, torch.uint8)
+    return _restained(tiles, weights, Written(dtype=torch.uint8))
 
 
 def relit(
@@ -65,7 +83,7 @@ def relit(
     *,
     white: Triple = CLEAR,
     glass: Triple = CLEAR,
-    dtype: torch.dtype = torch.uint8,
+    written: Written,
 ) -> torch.Tensor:
     """Apply a gain and a shift to each of L*, a* and b*.
 
@@ -75,23 +93,21 @@ def relit(
         shift: Added after them.
         white: Levels of R, G and B that have L* = 100 and no colour before.
         glass: The same after.
-        dtype: Of the result, see :func:`histotl.image._planes.map_planes`.
+        written: How.
     """
     numbers = _lab_numbers_on(tiles.device, gain, shift, white, glass)
-    return _launch(_kernels().relight, tiles, dtype, *numbers)
+    return _launch(_kernels().relight, tiles, written, *numbers)
 
 
-def retabled(
-    tiles: torch.Tensor, tables: tuple[tuple[float, ...], ...], *, dtype: torch.dtype = torch.uint8
-) -> torch.Tensor:
+def retabled(tiles: torch.Tensor, tables: tuple[tuple[float, ...], ...], *, written: Written) -> torch.Tensor:
     """Replace the levels of each channel by their entries in a table.
 
     Args:
         tiles: uint8 RGB (b, h, w, 3).
         tables: Of 256 levels before rounding, for R, G and B.
-        dtype: Of the result, see :func:`histotl.image._planes.map_planes`.
+        written: How.
     """
-    return _launch(_kernels().retable, tiles, dtype, _tables_on(tiles.device, tables))
+    return _launch(_kernels().retable, tiles, written, _tables_on(tiles.device, tables))
 
 
 # What all batches of a slide share goes to the device once.
@@ -113,24 +129,29 @@ def _tables_on(device: torch.device, tables: tuple[tuple[float, ...], ...]) -> t
     return _on(device, np.ascontiguousarray(np.array(tables).T))
 
 
+@lru_cache(maxsize=64)
+def _affine_on(device: torch.device, scale: tuple[float, ...], shift: tuple[float, ...]) -> torch.Tensor:
+    return _on(device, [scale, shift])
+
+
 def _on(device: torch.device, numbers: npt.ArrayLike) -> torch.Tensor:
     with torch.inference_mode(mode=False):
         return torch.from_numpy(np.asarray(numbers, np.float32)).to(device)
 
 
-def _restained(tiles: torch.Tensor, weights: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return _launch(_kernels().restain, tiles, dtype, weights, 0 if len(weights) == 1 else 12)
+def _restained(tiles: torch.Tensor, weights: torch.Tensor, written: Written) -> torch.Tensor:
+    return _launch(_kernels().restain, tiles, written, weights, 0 if len(weights) == 1 else 12)
 
 
-def _launch(kernel: Any, tiles: torch.Tensor, dtype: torch.dtype, *numbers: torch.Tensor | int) -> torch.Tensor:
-    rounded = not is_exact(dtype)
-    out = torch.empty_like(tiles, dtype=dtype, memory_format=torch.contiguous_format)
+def _launch(kernel: Any, tiles: torch.Tensor, written: Written, *numbers: torch.Tensor | int) -> torch.Tensor:
+    out = torch.empty_like(tiles, dtype=written.dtype, memory_format=torch.contiguous_format)
     b, h, w, _ = tiles.shape
     if tiles.numel():
         grid = (b, -(-h * w // _BLOCK))
+        affine = _affine_on(tiles.device, written.scale, written.shift)
+        settings = {"rounded": written.rounded, "block": _BLOCK, "enable_fp_fusion": True}
         with torch.cuda.device_of(tiles):  # type: ignore[no-untyped-call]  # Triton starts kernels on the current one
-            settings = {"rounded": rounded, "block": _BLOCK, "enable_fp_fusion": True}
-            kernel[grid](tiles.contiguous(), out, *numbers, h * w, **settings)
+            kernel[grid](tiles.contiguous(), out, affine, *numbers, h * w, **settings)
     return out
 
 
@@ -151,7 +172,7 @@ def _kernels_run_on(device: torch.device) -> bool:
         return False
     try:
         pixel = torch.zeros(1, 1, 1, 3, dtype=torch.uint8, device=device)
-        restained(pixel, ((0.0,) * 3,) * 3, (0.0,) * 3)
+        restained(pixel, ((0.0,) * 3,) * 3, (0.0, 0.0, 0.0), written=Written(dtype=torch.uint8))
     except (TritonError, RuntimeError, OSError, subprocess.SubprocessError) as error:
         first = (str(error) or repr(error)).splitlines()[0]
         cure = "install a C compiler and Python's headers (apt-get install gcc python3-dev)"

@@ -1,6 +1,7 @@
 """Colour functions as one GPU kernel each, in Triton: a pixel is read once, and written once.
 
-The same steps one torch operation at a time move a tile through the GPU's memory some forty times. Programs run over
+What is written may be the network's input: the factor and the summand of each channel are applied on the way. The same
+steps one torch operation at a time move a tile through the GPU's memory some forty times. Programs run over
 pixels of interleaved RGB; the three bytes of a pixel come from the same cache line, so reading them one by one costs
 nothing. Imported only where Triton is installed; see :mod:`histotl.image._device` for who calls what with what.
 """
@@ -18,11 +19,21 @@ _IO, _KNEE, _KNEE_ROOT, _LINEAR_KNEE = (tl.constexpr(number) for number in (IO, 
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _put(out: tl.tensor, at: tl.tensor, inside: tl.tensor, level: tl.tensor, rounded: tl.constexpr) -> None:
-    """Write levels of one channel: clipped, and rounded halves up for bytes."""
+def _put(
+    out: tl.tensor,
+    affine: tl.tensor,
+    channel: tl.constexpr,
+    at: tl.tensor,
+    inside: tl.tensor,
+    level: tl.tensor,
+    rounded: tl.constexpr,
+) -> None:
+    """Write levels of one channel: clipped, or rounded halves up and clipped, times its factor plus its summand."""
     if rounded:
         level = tl.floor(level + 0.5)
-    tl.store(out + at, tl.minimum(tl.maximum(level, 0.0), 255.0).to(out.dtype.element_ty), mask=inside)
+    level = tl.minimum(tl.maximum(level, 0.0), 255.0)
+    value = level * tl.load(affine + channel) + tl.load(affine + 3 + channel)
+    tl.store(out + at + channel, value.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -44,6 +55,7 @@ def _log_light(level: tl.tensor) -> tl.tensor:
 def restain(
     tiles: tl.tensor,
     out: tl.tensor,
+    affine: tl.tensor,
     weights: tl.tensor,
     per_tile: int,
     pixels: int,
@@ -55,10 +67,11 @@ def restain(
     Args:
         tiles: uint8 RGB (b, pixels, 3).
         out: Of the same shape: uint8, or floats.
+        affine: Factors and summands of the channels, float32 (2, 3).
         weights: float32 (1, 3, 4) or (b, 3, 4), see :func:`histotl.image._od.log_weights`.
         per_tile: Numbers from the weights of one tile to those of the next; 0 where all have the same.
         pixels: Of a tile.
-        rounded: Whether levels are written rounded.
+        rounded: Whether levels are rounded.
         block: Pixels that a program works on.
     """
     tile = tl.program_id(0)
@@ -70,13 +83,14 @@ def restain(
     own = weights + tile * per_tile
     for channel in tl.static_range(3):
         total = _sum(own, channel, 4, red, green, blue) + tl.load(own + channel * 4 + 3)
-        _put(out, at + channel, inside, tl.exp(tl.minimum(total, 6.0)) - 1.0, rounded)  # exp(6) is beyond white
+        _put(out, affine, channel, at, inside, tl.exp(tl.minimum(total, 6.0)) - 1.0, rounded)  # exp(6) is beyond white
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def relight(
     tiles: tl.tensor,
     out: tl.tensor,
+    affine: tl.tensor,
     light: tl.tensor,
     before: tl.tensor,
     change: tl.tensor,
@@ -90,12 +104,13 @@ def relight(
     Args:
         tiles: uint8 RGB (b, pixels, 3).
         out: Of the same shape: uint8, or floats.
+        affine: Factors and summands of the channels, float32 (2, 3).
         light: Linear light of the levels, float32 (256,).
         before: X, Y and Z over those of white from linear light, float32 (3, 3).
         change: On their roots, float32 (3, 4).
         after: Linear light from X, Y and Z, float32 (3, 3).
         pixels: Of a tile.
-        rounded: Whether levels are written rounded.
+        rounded: Whether levels are rounded.
         block: Pixels that a program works on.
     """
     tile = tl.program_id(0)
@@ -114,7 +129,7 @@ def relight(
         linear = _sum(after, channel, 3, x, y, z)
         curved = 1.055 * tl.exp(tl.log(tl.maximum(linear, _LINEAR_KNEE)) * (1.0 / 2.4)) - 0.055
         level = 255.0 * tl.where(linear > _LINEAR_KNEE, curved, linear * 12.92)
-        _put(out, at + channel, inside, level, rounded)
+        _put(out, affine, channel, at, inside, level, rounded)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -130,16 +145,23 @@ def _cube(root: tl.tensor) -> tl.tensor:
 
 @triton.jit  # type: ignore[untyped-decorator]
 def retable(
-    tiles: tl.tensor, out: tl.tensor, table: tl.tensor, pixels: int, rounded: tl.constexpr, block: tl.constexpr
+    tiles: tl.tensor,
+    out: tl.tensor,
+    affine: tl.tensor,
+    table: tl.tensor,
+    pixels: int,
+    rounded: tl.constexpr,
+    block: tl.constexpr,
 ) -> None:
     """A table for each channel.
 
     Args:
         tiles: uint8 RGB (b, pixels, 3).
         out: Of the same shape: uint8, or floats.
+        affine: Factors and summands of the channels, float32 (2, 3).
         table: Levels, float32 (256, 3).
         pixels: Of a tile.
-        rounded: Whether levels are written rounded.
+        rounded: Whether levels are rounded.
         block: Pixels that a program works on.
     """
     tile = tl.program_id(0)
@@ -147,4 +169,4 @@ def retable(
     inside, at = pixel < pixels, (tile.to(tl.int64) * pixels + pixel) * 3
     for channel in tl.static_range(3):
         level = tl.load(tiles + at + channel, mask=inside, other=0).to(tl.int32)
-        _put(out, at + channel, inside, tl.load(table + level * 3 + channel), rounded)
+        _put(out, affine, channel, at, inside, tl.load(table + level * 3 + channel), rounded)

@@ -8,6 +8,7 @@ device; they differ by a level where a value lies on the border between two. All
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,8 +22,25 @@ from histotl.image._od import densities, mix
 from histotl.image._planes import CLEAR, Planes, Triple, is_exact, look_up, map_planes
 
 
+class _ByKernel(ABC):
+    """A transform that is one kernel on a GPU; see :class:`histotl.image.stain.base.FusedTransform`."""
+
+    def is_fused(self, tiles: torch.Tensor) -> bool:
+        """Whether these tiles are on a GPU that has kernels."""
+        return _device.has_kernels(tiles)
+
+    def prepared(
+        self, tiles: torch.Tensor, *, scale: tuple[float, ...], shift: tuple[float, ...], dtype: torch.dtype
+    ) -> torch.Tensor:
+        """Normalise uint8 RGB (b, h, w, 3), round, and apply a factor and a summand to every channel."""
+        return self._on_device(tiles, _device.Written(dtype=dtype, scale=scale, shift=shift))
+
+    @abstractmethod
+    def _on_device(self, tiles: torch.Tensor, written: _device.Written) -> torch.Tensor: ...
+
+
 @dataclass(frozen=True, kw_only=True)
-class OdTransform:
+class OdTransform(_ByKernel):
     """A 3 x 3 matrix on optical densities, and what is added to them. Without that white stays white.
 
     Args:
@@ -40,8 +58,11 @@ class OdTransform:
         if _host.is_host(tiles):
             return _host.restained(tiles, np.array(self.matrix), np.array([self.offset]), dtype=dtype)
         if _device.has_kernels(tiles):
-            return _device.restained(tiles, self.matrix, self.offset, dtype=dtype)
+            return self._on_device(tiles, _device.Written(dtype=dtype, rounded=not is_exact(dtype)))
         return map_planes(tiles, self.on_planes, dtype=dtype)
+
+    def _on_device(self, tiles: torch.Tensor, written: _device.Written) -> torch.Tensor:
+        return _device.restained(tiles, self.matrix, self.offset, written=written)
 
     def on_planes(self, planes: Planes, _rows: slice) -> Planes:
         """The same for three planes of any device; see :func:`histotl.image._planes.map_planes`."""
@@ -50,7 +71,7 @@ class OdTransform:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabTransform:
+class LabTransform(_ByKernel):
     """A gain and a shift of each of L*, a* and b*.
 
     Args:
@@ -72,8 +93,11 @@ class LabTransform:
         if _host.is_host(tiles):
             return _host.relit(tiles, self.gain, self.shift, white=self.white, glass=self.glass, dtype=dtype)
         if _device.has_kernels(tiles):
-            return _device.relit(tiles, self.gain, self.shift, white=self.white, glass=self.glass, dtype=dtype)
+            return self._on_device(tiles, _device.Written(dtype=dtype, rounded=not is_exact(dtype)))
         return map_planes(tiles, self.on_planes, dtype=dtype)
+
+    def _on_device(self, tiles: torch.Tensor, written: _device.Written) -> torch.Tensor:
+        return _device.relit(tiles, self.gain, self.shift, white=self.white, glass=self.glass, written=written)
 
     def on_planes(self, planes: Planes, _rows: slice) -> Planes:
         """The same for three planes of any device; see :func:`histotl.image._planes.map_planes`."""
@@ -82,7 +106,7 @@ class LabTransform:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LevelTransform:
+class LevelTransform(_ByKernel):
     """A table of levels for each channel.
 
     Args:
@@ -98,8 +122,11 @@ class LevelTransform:
         if _host.is_host(tiles):
             return _host.retabled(tiles, self._exact if is_exact(dtype) else self._array, dtype=dtype)
         if _device.has_kernels(tiles):
-            return _device.retabled(tiles, self.tables, dtype=dtype)
+            return self._on_device(tiles, _device.Written(dtype=dtype, rounded=not is_exact(dtype)))
         return map_planes(tiles, self.on_planes, dtype=dtype)
+
+    def _on_device(self, tiles: torch.Tensor, written: _device.Written) -> torch.Tensor:
+        return _device.retabled(tiles, self.tables, written=written)
 
     def on_planes(self, planes: Planes, _rows: slice) -> Planes:
         """The same for three planes of any device; see :func:`histotl.image._planes.map_planes`."""

@@ -55,7 +55,9 @@ def expected(slides, tmp_path, tiling, config) -> dict[str, np.ndarray]:
 @pytest.mark.usefixtures("in_one_batch")
 def test_slides_share_a_batch_and_each_gets_its_own_rows(slides, tmp_path, tiling, expected, monkeypatch):
     sizes, real = [], Model.__call__
-    monkeypatch.setattr(Model, "__call__", lambda model, tiles: sizes.append(len(tiles)) or real(model, tiles))
+    monkeypatch.setattr(
+        Model, "__call__", lambda model, tiles, *rest: sizes.append(len(tiles)) or real(model, tiles, *rest)
+    )
     config = EmbedConfig(backbone=("color_stats",), dtype="fp32", device="cpu", batch_size=BATCH)
     summary = embed_slides(slides, tmp_path / "out", tiling=tiling, config=config)
     assert sizes == [summary.n_tiles]
@@ -155,9 +157,9 @@ def test_interrupt_leaves_no_thread_and_no_half_file(slides, tmp_path, tiling, c
         (slides / f"d{copy}.tiff").write_bytes((slides / "a.tiff").read_bytes())
     real = _models.Model.__call__
 
-    def slow(model: Model, tiles: torch.Tensor) -> torch.Tensor:
+    def slow(model: Model, tiles: torch.Tensor, *rest: object) -> torch.Tensor:
         time.sleep(0.02)
-        return real(model, tiles)
+        return real(model, tiles, *rest)
 
     monkeypatch.setattr(_models.Model, "__call__", slow)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs are started ignoring it

@@ -5,19 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 
-from histotl.image import _device, _host
+from histotl.image import _device
 from histotl.image._planes import map_planes
 from histotl.image._transforms import LabTransform, LevelTransform, OdTransform
 from histotl.image.augment.hed_jitter import HedJitter
-from histotl.image.stain.base import StainTransform
-
-triton = pytest.importorskip("triton", reason="the kernels are in Triton, which torch for this system does not bring")
+from histotl.image.stain.base import FusedTransform, StainTransform
 
 MATRIX = ((1.12, -0.08, 0.05), (0.03, 0.85, -0.02), (-0.1, 0.2, 1.3))
 BEFORE, AFTER = (225.0, 220.5, 228.0), (250.0, 246.0, 239.5)
@@ -31,18 +28,6 @@ TRANSFORMS = [
 ]
 
 
-@pytest.fixture
-def on_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Tensors of the CPU go the way of those of a GPU."""
-    monkeypatch.setattr(triton.knobs.runtime, "interpret", True)
-    monkeypatch.delitem(sys.modules, "histotl.image._kernels", raising=False)
-    _device._kernels.cache_clear()
-    monkeypatch.setattr(_host, "is_host", lambda tiles: False)
-    monkeypatch.setattr(_device, "has_kernels", lambda tiles: True)
-    yield
-    _device._kernels.cache_clear()
-
-
 @pytest.fixture(scope="module")
 def colours() -> torch.Tensor:
     """Random colours, grey and black and white among them; not a whole number of blocks: uint8 (3, 71, 61, 3)."""
@@ -51,7 +36,7 @@ def colours() -> torch.Tensor:
     return torch.from_numpy(tiles)
 
 
-@pytest.mark.usefixtures("on_device")
+@pytest.mark.usefixtures("gpu_kernels")
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda t: type(t).__name__)
 def test_a_kernel_gives_what_torch_gives(transform: StainTransform, colours: torch.Tensor) -> None:
     ours, plain = transform(colours).int(), map_planes(colours, transform.on_planes).int()
@@ -64,7 +49,7 @@ def test_a_kernel_gives_what_torch_gives(transform: StainTransform, colours: tor
     assert (levels - exact).abs().max() < (5e-3 if isinstance(transform, LabTransform) else 1e-3)
 
 
-@pytest.mark.usefixtures("on_device")
+@pytest.mark.usefixtures("gpu_kernels")
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda t: type(t).__name__)
 @pytest.mark.parametrize("shape", [(0, 8, 8, 3), (1, 1, 1, 3), (2, 7, 5, 3)])
 def test_any_shape_and_order_of_memory(transform: StainTransform, shape: tuple[int, ...]) -> None:
@@ -75,7 +60,23 @@ def test_any_shape_and_order_of_memory(transform: StainTransform, shape: tuple[i
     assert torch.equal(transform(tiles), torch.cat([transform(tiles[:1]), transform(tiles[1:])]))
 
 
-@pytest.mark.usefixtures("on_device")
+@pytest.mark.usefixtures("gpu_kernels")
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda t: type(t).__name__)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_network_s_input_is_written_in_the_same_pass(
+    transform: StainTransform, colours: torch.Tensor, dtype: torch.dtype
+) -> None:
+    """Of levels rounded as those that are stored, so that features are those of two passes."""
+    scale, shift = (0.017, 0.018, 0.019), (-2.1, -2.0, -1.8)
+    assert isinstance(transform, FusedTransform)
+    assert transform.is_fused(colours)
+    found = transform.prepared(colours, scale=scale, shift=shift, dtype=dtype)
+    wanted = transform(colours).float() * torch.tensor(scale) + torch.tensor(shift)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, wanted.to(dtype), rtol=1e-6 if dtype == torch.float32 else 1e-3, atol=1e-6)
+
+
+@pytest.mark.usefixtures("gpu_kernels")
 def test_white_stays_white_and_what_is_brighter_is_white_and_not_black() -> None:
     white = torch.full((1, 4, 4, 3), 255, dtype=torch.uint8)
     assert torch.equal(OdTransform(matrix=MATRIX, state={})(white), white)
@@ -83,7 +84,7 @@ def test_white_stays_white_and_what_is_brighter_is_white_and_not_black() -> None
     assert brighter(torch.full((1, 4, 4, 3), 10, dtype=torch.uint8))[0, 0, 0].tolist() == [255, 10, 0]
 
 
-@pytest.mark.usefixtures("on_device")
+@pytest.mark.usefixtures("gpu_kernels")
 def test_every_tile_has_its_own_jitter(colours: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     jitter, seeds = HedJitter(), torch.tensor([5, 6, 7])
     ours = jitter(colours, seeds).int()
@@ -107,8 +108,8 @@ numbers = {
 }
 for name, own in numbers.items():
     for kind in ("u8", "fp32", "fp16"):
-        signature = {"tiles": "*u8", "out": f"*{kind}", **own, "pixels": "i32"}
-        settings = {"rounded": kind == "u8", "block": 1024}
+        signature = {"tiles": "*u8", "out": f"*{kind}", "affine": "*fp32", **own, "pixels": "i32"}
+        settings = {"rounded": kind != "fp32", "block": 1024}
         signature |= dict.fromkeys(settings, "constexpr")
         source = ASTSource(fn=getattr(_kernels, name), signature=signature, constexprs=settings)
         made = triton.compile(source, target=GPUTarget("cuda", 80, 32), options={"enable_fp_fusion": True})
@@ -135,7 +136,7 @@ def test_the_kernels_compile_for_a_gpu(tmp_path) -> None:
 
 
 def test_without_kernels_it_is_said_why(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*args: object) -> None:
+    def fails(*args: object, **how: object) -> None:
         raise RuntimeError("Failed to find C compiler\nsecond line")
 
     monkeypatch.setattr(_device, "restained", fails)

@@ -53,6 +53,29 @@ class StainTransform(Protocol):
         """The fitted numbers as plain JSON values, for the file's record."""
 
 
+@runtime_checkable
+class FusedTransform(StainTransform, Protocol):
+    """One that can write the network's input in the kernel that normalises the stain, on some devices."""
+
+    def is_fused(self, tiles: torch.Tensor) -> bool:
+        """Whether these tiles are on such a device."""
+
+    def prepared(
+        self, tiles: torch.Tensor, *, scale: tuple[float, ...], shift: tuple[float, ...], dtype: torch.dtype
+    ) -> torch.Tensor:
+        """Normalise a batch, round, and apply a factor and a summand to every channel.
+
+        Args:
+            tiles: uint8 RGB (b, h, w, 3), for which :meth:`is_fused` says yes.
+            scale: Factors for R, G and B.
+            shift: Added after them.
+            dtype: Of the result, floating; computed in float32.
+
+        Returns:
+            Of the same shape, in that memory order.
+        """
+
+
 class StainNormalizer(Protocol):
     """Fits a transform on a slide."""
 
