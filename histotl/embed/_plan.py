@@ -140,7 +140,7 @@ def _overview(slide: Slide, mask: TissueMask, grid: TileGrid) -> Pixels:
         sides = {index: max(level.width, level.height) for index, level in enumerate(info.levels)}
         coarser = [index for index, side in sides.items() if index > grid.read_level and side >= LEAST_PREVIEW_PX]
         if coarser:
-            return shrink_picture(slide.whole_level(min(coarser, key=sides.__getitem__)), LEAST_PREVIEW_PX)
+            return shrink_picture(slide.draft(min(coarser, key=sides.__getitem__), LEAST_PREVIEW_PX), LEAST_PREVIEW_PX)
     longest_um = max(info.width * info.mpp_x, info.height * info.mpp_y)
     image, _ = slide.thumbnail(max(info.mpp, longest_um / PREVIEW_PX))
     return image

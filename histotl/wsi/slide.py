@@ -20,7 +20,7 @@ from histotl.wsi._opening import first_that_opens, slide_name, with_pixel_size
 from histotl.wsi._resample import COPY, Windows, Workspace, windows_l0
 from histotl.wsi.readers._brightfield import check_brightfield
 from histotl.wsi.readers.array import ArrayBackend
-from histotl.wsi.readers.base import Pixels, ShrinksLevels, SlideBackend, TiledLevel
+from histotl.wsi.readers.base import DraftsLevels, Pixels, ShrinksLevels, SlideBackend, TiledLevel
 from histotl.wsi.tiling import best_level, level_scale
 
 _BLOCK_PX = 16_000_000
@@ -111,6 +111,28 @@ class Slide:
                 return image
         image = self._region(level, 0, 0, found.width, found.height)
         return image if times == 1 else _means(image, times)
+
+    def draft(self, level: int, least_px: int) -> Pixels:
+        """A level for people to look at, decoded 2, 4 or 8 times smaller where its file allows that.
+
+        Args:
+            level: Index into ``info.levels``.
+            least_px: Least length of the picture's longer side, up to the level's own.
+
+        Returns:
+            uint8 RGB.
+
+        Raises:
+            SlideReadError: It cannot be decoded.
+        """
+        found, backend = self.info.levels[level], self._opened()
+        if isinstance(backend, DraftsLevels):
+            for times in (8, 4, 2):
+                if max(found.width, found.height) // times >= least_px:
+                    image = backend.level_draft(level, times)
+                    if image is not None:
+                        return image
+        return self.whole_level(level)
 
     def tiled(self, level: int) -> TiledLevel | None:
         """Direct access to the compressed tiles of a level, valid until the slide is closed; None where there is none.

@@ -15,11 +15,11 @@ import pytest
 import tifffile
 from PIL import Image
 
-from histotl.core.errors import SlideOpenError, UsageError
+from histotl.core.errors import SlideOpenError, SlideReadError, UsageError
 from histotl.core.registry import create
 from histotl.wsi.readers._codecs import ycbcr_to_rgb
 from histotl.wsi.readers.openslide import OpenSlideBackend, OpenSlideReader
-from histotl.wsi.slide import open_slide
+from histotl.wsi.slide import Slide, open_slide
 from tests.wsi.direct_files import (
     content,
     jpeg_own_tables,
@@ -321,3 +321,46 @@ def test_lossless_levels_are_not_scaled(tmp_path: Path) -> None:
     backend = OpenSlideBackend(tmp_path / "a.tif", "dct")
     assert len(backend.info.levels) == 1
     backend.close()
+
+
+def test_a_draft_is_decoded_smaller_and_no_smaller_than_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = content(1000, 777, "smooth")
+    path = write_tiled(tmp_path / "a.svs", [image], jpeg_ycbcr(quality=95))
+    wholes = []
+    monkeypatch.setattr(Slide, "whole_level", lambda slide, level: wholes.append(level) or whole)
+    with open_slide(path) as slide:
+        whole = by_openslide(path, 0)
+        for least, times in ((125, 8), (126, 4), (500, 2)):
+            draft, height, width = slide.draft(0, least), 777 // times, 1000 // times
+            assert draft.shape == (height, width, 3)
+            means = image[: height * times, : width * times].reshape(height, times, width, times, 3).mean((1, 3))
+            assert abs(draft - means).mean() < 1.5
+        assert not wholes
+        assert slide.draft(0, 501) is whole
+        assert slide.draft(0, 5000) is whole
+
+
+@pytest.mark.parametrize("why", ["missing", "lossless", "openslide"])
+def test_what_cannot_be_decoded_smaller_is_drafted_whole(tmp_path: Path, why: str) -> None:
+    image, path = content(512, 512, "smooth"), tmp_path / "a.tif"
+    if why == "lossless":
+        tifffile.imwrite(path, image, tile=(128, 128), photometric="rgb", metadata=None)
+    else:
+        missing = (0,) if why == "missing" else ()
+        write_tiled(path, [image], jpeg_ycbcr(), vendor="generic-tiff", missing=missing)
+    reader = "openslide(decode='openslide')" if why == "openslide" else "openslide"
+    with open_slide(path, reader=reader, mpp=0.5) as slide:
+        np.testing.assert_array_equal(slide.draft(0, 100), by_openslide(path, 0))
+
+
+def test_a_draft_of_a_tile_that_cannot_be_decoded_is_an_error(tmp_path: Path) -> None:
+    path = write_tiled(tmp_path / "a.svs", [content(512, 512)], jpeg_ycbcr())
+    with tifffile.TiffFile(path) as tif:
+        offset, count = tif.pages[0].dataoffsets[1], tif.pages[0].databytecounts[1]
+    with path.open("r+b") as raw:
+        raw.seek(offset)
+        raw.write(b"\0" * count)
+    with open_slide(path) as slide, pytest.raises(SlideReadError, match=r"a\.svs"):
+        slide.draft(0, 100)

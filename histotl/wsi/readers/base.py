@@ -149,6 +149,25 @@ class ShrinksLevels(Protocol):
         """
 
 
+@runtime_checkable
+class DraftsLevels(Protocol):
+    """What a backend may also be: one that decodes a level smaller, for pictures that people look at."""
+
+    def level_draft(self, level: int, times: int) -> Pixels | None:
+        """A whole level, shrunk while it is decoded; None where that is not possible.
+
+        Args:
+            level: Index into ``info.levels``.
+            times: How many times smaller. What is left over at the right and lower border is dropped.
+
+        Returns:
+            uint8 RGB (height // times, width // times, 3), sharper than means of squares.
+
+        Raises:
+            SlideReadError: A tile cannot be decoded.
+        """
+
+
 class Reader(Protocol):
     """Opens files of some formats."""
 

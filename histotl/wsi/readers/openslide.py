@@ -20,6 +20,7 @@ from histotl.core.spec import Spec
 from histotl.core.units import round_px
 from histotl.core.values import SlideInfo
 from histotl.wsi.readers._aperio import aperio_slide
+from histotl.wsi.readers._codecs import FACTORS
 from histotl.wsi.readers._describe import describe
 from histotl.wsi.readers._direct import LevelPlan, plan_levels, with_scaled_levels
 from histotl.wsi.readers._files import FilePerThread, state_of
@@ -142,7 +143,7 @@ class OpenSlideBackend:
     def tiled(self, level: int) -> TiledLevel | None:
         """Direct access to the compressed tiles of a level; None where OpenSlide decodes it."""
         if level not in self._regions:
-            found = self._find_tiles(level)
+            found = self._dicom_tiles(level) if self._info.vendor == "dicom" else self._find_tiles(self._plans[level])
             if found is None:
                 return None
             self._regions[level] = TileRegions(found)
@@ -152,6 +153,16 @@ class OpenSlideBackend:
         """A level shrunk tile by tile; see :class:`histotl.wsi.readers.base.ShrinksLevels`."""
         found = self._info.levels[level]
         return None if self.tiled(level) is None else self._regions[level].means(found.width, found.height, times)
+
+    def level_draft(self, level: int, times: int) -> Pixels | None:
+        """A level shrunk by the inverse transform of JPEG; see :class:`histotl.wsi.readers.base.DraftsLevels`."""
+        plan, found = self._plans[level], self._info.levels[level]
+        if plan.factor > 1 or plan.decoder is None or plan.decoder.scaled is None or times not in FACTORS:
+            return None
+        tiles = self._find_tiles(replace(plan, factor=times))
+        if tiles is None or not tiles.present.all() or min(found.width, found.height) < times:
+            return None
+        return TileRegions(tiles).read(0, 0, found.width // times, found.height // times)
 
     def decoding(self, level: int) -> str:
         """How a level is decoded, in words; with the reason where that is through OpenSlide."""
@@ -177,13 +188,13 @@ class OpenSlideBackend:
                 frames.close()
         self._regions, self._frames = {}, None
 
-    def _find_tiles(self, level: int) -> TiledLevel | None:
-        plan = self._plans[level]
+    def _dicom_tiles(self, level: int) -> TiledLevel | None:
+        frames = "" if self._decode == "openslide" else self._dicom()[level]
+        return None if isinstance(frames, str) else frames
+
+    def _find_tiles(self, plan: LevelPlan) -> TiledLevel | None:
         if self._decode == "openslide":
             return None
-        if self._info.vendor == "dicom":
-            frames = self._dicom()[level]
-            return None if isinstance(frames, str) else frames
         if plan.page is None or plan.decoder is None:
             return None
         if self._file is None:
