@@ -24,6 +24,7 @@ from histotl.learn.config import PredictConfig, TrainConfig, check_plugins
 from histotl.learn.cross_config import CrossConfig
 from histotl.learn.explain_config import ExplainConfig
 from histotl.learn.export_config import ExportConfig
+from histotl.learn.retrieve_config import RetrieveConfig
 from histotl.paint.config import PaintConfig
 
 if TYPE_CHECKING:
@@ -294,7 +295,25 @@ def _explain(step: RecipeStep, report: Report) -> Outcome:
     from histotl.learn.explaining import explain
 
     found = explain(step.places["model"], step.places["features"], step.out, config=step.configs[0], report=report)
-    return Outcome(ok=True, message=f"{found.slides} slides → {step.out / 'tile_scores'}")
+    return Outcome(ok=True, message=f"{found.slides} {found.unit} → {found.scores}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Neighbours:
+    """What the verb ``retrieve`` has beside its settings."""
+
+    k: int = 10
+    """Neighbours of each."""
+
+
+def _retrieve(step: RecipeStep, report: Report) -> Outcome:
+    from histotl.learn.retrieval import retrieve
+
+    neighbours, config = step.configs
+    step.out.mkdir(parents=True, exist_ok=True)
+    path = step.out / "neighbours.csv"
+    found = retrieve(step.places["model"], step.places["features"], path, k=neighbours.k, config=config, report=report)
+    return Outcome(ok=True, message=f"{found.queries} rows, {found.kept} training rows → {found.path}")
 
 
 def _evaluate(step: RecipeStep, report: Report) -> Outcome:
@@ -346,6 +365,12 @@ VERBS: Mapping[str, _Verb] = {
         configs=(ExplainConfig,),
         call=_explain,
         makes=("explanation.json",),
+    ),
+    "retrieve": _Verb(
+        places=("model", "features", "out"),
+        configs=(_Neighbours, RetrieveConfig),
+        call=_retrieve,
+        makes=("neighbours.csv",),
     ),
     "evaluate": _Verb(
         places=("predictions", "table", "out"),

@@ -21,10 +21,10 @@ def explain(
     json: bool = False,
     quiet: bool = False,
 ) -> int:
-    """Scores of every tile for every class, and a comparison that says which of them to believe.
+    """Scores of every tile, or patch of a bag, for every class, and a comparison that says which of them to believe.
 
     Args:
-        model: Folder made by train, of a slide-level model.
+        model: Folder made by train, of a slide-level model or with --bag.
         features: Output folder of embed, made with the same backbone, tiles and stain as the model's.
         out_folder: Folder that predict wrote with this model, or another; columns are added to its tile scores.
         config: Options.
@@ -47,8 +47,8 @@ def explain(
     ]
     if rows:
         print_table(["task", "method", "faithfulness", "95 %"], rows)
-        out().print(f"over {len(found.tested_on)} slides, in logits; an order by chance has 0", markup=False)
+        out().print(f"over {len(found.tested_on)} {found.unit}, in logits; an order by chance has 0", markup=False)
     for name, reason in found.left_out.items():
         out().print(f"{name}: {reason}", markup=False)
-    out().print(f"{found.slides} slides → {found.folder / 'tile_scores'}", markup=False)
+    out().print(f"{found.slides} {found.unit} → {found.scores}", markup=False)
     return EXIT_OK

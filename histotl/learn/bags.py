@@ -278,6 +278,10 @@ class BagStore:
         spans = [[self._rows(i) for i in group] for group in groups]
         return Bags.of(self.source, [np.concatenate(span).astype(np.int64) for span in spans])
 
+    def names(self, rows: Indices) -> list[str]:
+        """The slide or patch that each row is of."""
+        return [self.ids[place] for place in np.searchsorted(self.starts, rows, side="right") - 1]
+
     def what_is_left_out(self, keep: str) -> str:
         """One sentence about the names that a condition leaves no row of."""
         n, shown = len(self.emptied), ", ".join(self.emptied[:5]) + (" …" if len(self.emptied) > 5 else "")

@@ -2,7 +2,8 @@
 
 Writes ``tile_scores/<slide_id>.h5`` with a column ``<task>:<class>:<method>`` for each class (``<task>:attention``,
 which is the same for all), beside what `histotl predict` wrote there, and ``explanation.json`` with the comparison.
-Scores are in logits, mean over the members.
+For a model of bags of patches ``patch_scores.csv`` has the same columns, one row a patch of each bag. Scores are in
+logits, mean over the members.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 
-from histotl.core.atomic import write_text
+from histotl.core.atomic import atomic_path, write_text
 from histotl.core.device import choose_device
 from histotl.core.errors import IdentityError, UsageError
 from histotl.core.progress import Report, Step, silent
@@ -31,7 +33,7 @@ from histotl.learn.faithfulness import MIN_TILES, Faithfulness, drops, mean_scor
 from histotl.learn.folder import check_folder
 from histotl.learn.model import WEIGHTS_NAME, Model, load_model
 from histotl.learn.predict import choose
-from histotl.learn.predictions import EXPLANATION_NAME, META_NAME, TILE_FOLDER
+from histotl.learn.predictions import EXPLANATION_NAME, META_NAME, PATCH_NAME, TILE_FOLDER
 from histotl.learn.readout import Readout, readout_of
 from histotl.learn.rows import Indices
 from histotl.learn.train import SPLITS_NAME
@@ -46,17 +48,24 @@ class Explanation:
 
     Args:
         folder: Where.
-        slides: Number of slides explained.
+        scores: The folder ``tile_scores``, or the table ``patch_scores.csv``.
+        slides: Number of slides, or of bags of patches, explained.
         faithfulness: Task -> method (and ``random``) -> how faithful it is, the most faithful first.
-        tested_on: The slides that say so.
+        tested_on: The slides or bags that say so.
         left_out: Method -> why it has no meaning for this model.
     """
 
     folder: Path
+    scores: Path
     slides: int
     faithfulness: Mapping[str, Mapping[str, Faithfulness]]
     tested_on: tuple[str, ...]
     left_out: Mapping[str, str]
+
+    @property
+    def unit(self) -> str:
+        """``slides``, or ``bags``."""
+        return "bags" if self.scores.name == PATCH_NAME else "slides"
 
 
 def explain(
@@ -67,10 +76,10 @@ def explain(
     config: ExplainConfig | None = None,
     report: Report = silent,
 ) -> Explanation:
-    """Score the tiles of every slide that has features (or that the table names).
+    """Score the tiles of every slide that has features (or that the table names), or the patches of every bag.
 
     Args:
-        model: Model folder of a slide-level model.
+        model: Model folder of a slide-level model, or of one of bags of patches.
         features: Folder or file of features of the same identity.
         out: Predictions folder of the same model, or any other; made as needed.
         config: Settings.
@@ -92,13 +101,27 @@ def explain(
         report(Step(stage="explain", message=text))
     methods, left_out = work.methods(chosen.bags.rows_of(0), chosen.ids[0])
     tested_on, faithfulness = _compare(work, chosen.ids, methods, report)
-    for place, slide_id in enumerate(chosen.ids):
-        coords, columns = work.columns(chosen.bags.rows_of(place), slide_id, methods)
-        about = {"slide_id": slide_id, "explained_by": work.digest}
-        add_tile_scores(out / TILE_FOLDER / f"{slide_id}.h5", coords, columns, about)
-        report(Step(stage="explain", done=place + 1, total=len(chosen.ids), item=slide_id))
+    patches = []
+    for place, name in enumerate(chosen.ids):
+        rows = chosen.bags.rows_of(place)
+        columns = work.columns(rows, name, methods)
+        if work.model.bag:
+            owners = {work.model.bag: name, work.store.id_column: work.store.names(rows)}
+            patches.append(pd.DataFrame({**owners, **columns}))
+        else:
+            about = {"slide_id": name, "explained_by": work.digest}
+            add_tile_scores(out / TILE_FOLDER / f"{name}.h5", work.coords(rows), columns, about)
+        report(Step(stage="explain", done=place + 1, total=len(chosen.ids), item=name))
+    if patches:
+        with atomic_path(out / PATCH_NAME) as path:
+            pd.concat(patches).to_csv(path, index=False, float_format="%.9g")
     found = Explanation(
-        folder=out, slides=len(chosen.ids), faithfulness=faithfulness, tested_on=tested_on, left_out=left_out
+        folder=out,
+        scores=out / (PATCH_NAME if patches else TILE_FOLDER),
+        slides=len(chosen.ids),
+        faithfulness=faithfulness,
+        tested_on=tested_on,
+        left_out=left_out,
     )
     _write(found, work, config)
     return found
@@ -110,10 +133,9 @@ class _Work:
     def __init__(self, folder: Path, features: Path | str, config: ExplainConfig) -> None:
         self.folder, self.config = folder, config
         self.model, self.digest = load_model(folder), file_digest(folder / WEIGHTS_NAME, whole=True)
-        if self.model.level == "tile" or self.model.kind != "slides":
-            what = "tiles" if self.model.level == "tile" else "bags of patches"
-            cure = "its own answers for tiles are in tile_scores of predict; train with --level slide to explain slides"
-            raise UsageError(f"the model answers for {what}, there is no slide to explain", hint=cure)
+        if self.model.level == "tile":
+            cure = "its own answers are in what predict wrote; train with --level slide, or --bag for patches"
+            raise UsageError("the model answers for single tiles, there is nothing to explain by them", hint=cure)
         keep = config.keep or str(self.model.setting("keep") or "")
         self.store = BagStore.open(features, backbone=config.backbone, keep=keep)
         if self.store.kind != self.model.kind:
@@ -168,10 +190,8 @@ class _Work:
 
     def columns(
         self, rows: Indices, slide_id: str, methods: Mapping[str, Mapping[str, Explainer]]
-    ) -> tuple[
-        np.ndarray[tuple[int, int], np.dtype[np.int64]], dict[str, np.ndarray[tuple[int], np.dtype[np.float64]]]
-    ]:
-        """Corners of a slide's tiles, and their scores."""
+    ) -> dict[str, npt.NDArray[np.float64]]:
+        """Scores of the tiles of a slide."""
         columns = {}
         for task, explainers in methods.items():
             questions = self.questions(rows, slide_id, task)
@@ -181,10 +201,21 @@ class _Work:
                 for name, values in zip(names, scores.T, strict=False):
                     # A slash would make a group of the column.
                     columns[column_name(task, name, spec).replace("/", "_")] = values
+        return columns
+
+    def coords(self, rows: Indices) -> Indices:
+        """Corners of tiles, (n, 2)."""
         coords = self.store.source.coords(rows)
         if coords is None:
             raise UsageError("these features have no tile positions", hint="embed the slides with histotl embed")
-        return coords, columns
+        return coords
+
+    def rows(self) -> dict[str, Indices]:
+        """Rows of every slide that has features, or of every bag of the table."""
+        if self.model.bag:
+            every = choose(self.model, self.store, _choice(self.config, ()))
+            return {name: every.bags.rows_of(place) for place, name in enumerate(every.ids)}
+        return {name: self.store.bags([[place]]).rows for place, name in enumerate(self.store.ids)}
 
 
 def _choice(config: ExplainConfig, splits: tuple[str, ...]) -> PredictConfig:
@@ -210,11 +241,10 @@ def _compare(
     work: _Work, chosen: Sequence[str], methods: Mapping[str, Mapping[str, Explainer]], report: Report
 ) -> tuple[tuple[str, ...], dict[str, dict[str, Faithfulness]]]:
     """Faithfulness of the methods over some slides, and which slides these are."""
-    config, place = work.config, {name: i for i, name in enumerate(work.store.ids)}
+    config, rows = work.config, work.rows()
     patients = _validation_patients(work.folder)
-    told = set(work.store.ids).intersection(*filter(None, work.known.values()))
-    pool = [name for name in work.store.ids if name in patients and name in told] or list(chosen)
-    rows = {name: work.store.bags([[place[name]]]).rows for name in pool}
+    told = set(rows).intersection(*filter(None, work.known.values()))
+    pool = [name for name in rows if name in patients and name in told] or list(chosen)
     pool = [name for name in pool if len(rows[name]) >= MIN_TILES]
     if not config.faithfulness or not pool:
         return (), {}

@@ -29,8 +29,8 @@ from histotl.learn.decisions import SET
 from histotl.learn.task import Task, task_from_dict
 
 TABLE_NAME, META_NAME, TILE_FOLDER = "predictions.csv", "predictions.json", "tile_scores"
-EXPLANATION_NAME = "explanation.json"
-"""What `histotl explain` adds to the folder."""
+EXPLANATION_NAME, PATCH_NAME = "explanation.json", "patch_scores.csv"
+"""What `histotl explain` adds to the folder; the second for bags of patches."""
 
 SCHEMA = 1
 
@@ -64,7 +64,7 @@ class Predictions:
 
 def clear_predictions(folder: Path) -> None:
     """Remove the table and the tile scores of an earlier run, which must not stand beside those of another model."""
-    for name in (TABLE_NAME, EXPLANATION_NAME):
+    for name in (TABLE_NAME, EXPLANATION_NAME, PATCH_NAME):
         (folder / name).unlink(missing_ok=True)
     for old in (folder / TILE_FOLDER).glob("*.h5"):
         old.unlink()

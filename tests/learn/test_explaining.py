@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from histotl.cli.main import call
-from histotl.core.errors import IdentityError, StoreError, UsageError
+from histotl.core.errors import IdentityError, StoreError, TableError, UsageError
 from histotl.learn.config import PredictConfig, TrainConfig
 from histotl.learn.explain_config import ExplainConfig
 from histotl.learn.explaining import explain
@@ -73,6 +73,39 @@ def test_columns_stand_beside_those_of_predict(slide_cohort: Cohort, quick: Trai
     assert list(written["faithfulness"]["lesion"]) == list(table_)
 
 
+def test_patches_of_bags_are_scored_in_a_table(patch_cohort: Cohort, quick: TrainConfig, tmp_path: Path) -> None:
+    """The one rare class makes a bag positive, so its patches are what speaks for it."""
+    table, features = patch_cohort
+    path = tmp_path / "table.csv"
+    table.sample(frac=1.0, random_state=0).to_csv(path, index=False)
+    task = Task(name="high", kind="binary", column="label", classes=("no", "yes"), map={"high": "yes", "*": "no"})
+    config = replace(quick, bag="patient", aggregator="abmil(hidden=16, attention=8)", hidden=0, max_steps=300)
+    model = train(table, features, tmp_path / "m", tasks=[task], config=config).folder
+    with pytest.raises(TableError, match="no table says which"):
+        explain(model, features, tmp_path / "out", config=CPU)
+    asked = replace(CPU, table=str(path), splits=("test",), faithfulness=4)
+    found = explain(model, features, tmp_path / "out", config=asked)
+    assert (found.slides, found.unit, found.scores) == (8, "bags", tmp_path / "out" / "patch_scores.csv")
+    assert set(found.tested_on) <= {f"P{i}" for i in range(24, 32)}, "bags of validation"
+    assert len(found.tested_on) == 4
+    scores = pd.read_csv(found.scores)
+    test = table[table["split"] == "test"]
+    assert set(zip(scores["patient"], scores["path"], strict=True)) == set(
+        zip(test["patient"], test["path"], strict=True)
+    )
+    assert not (tmp_path / "out" / "tile_scores").exists()
+    # Each row has the score of its own patch: those of the rare class speak for it.
+    rare = scores["path"].str.startswith("c/")
+    for method in ("contribution", "leave_one_out"):
+        assert scores.loc[rare, f"high:yes:{method}"].min() > scores.loc[~rare, f"high:yes:{method}"].mean(), method
+    alone = explain(model, features, tmp_path / "one", config=replace(asked, method=("contribution",), faithfulness=0))
+    again = pd.read_csv(alone.scores)
+    assert list(again.columns) == ["patient", "path", "high:yes:contribution"]
+    pd.testing.assert_frame_equal(again, scores[again.columns])
+    predict(model, features, tmp_path / "out", config=PredictConfig(device="cpu", table=str(path)))
+    assert not found.scores.exists(), "scores of another run do not stay beside new answers"
+
+
 def test_what_has_no_meaning_is_left_out_or_refused(slide_cohort: Cohort, quick: TrainConfig, tmp_path: Path) -> None:
     features = slide_cohort[1]
     model = make(slide_cohort, tmp_path / "m", quick)
@@ -86,7 +119,7 @@ def test_what_has_no_meaning_is_left_out_or_refused(slide_cohort: Cohort, quick:
     with pytest.raises(UsageError, match="without a table"):
         ExplainConfig(splits=("test",))
     tiles = make(slide_cohort, tmp_path / "t", quick, level="tile")
-    with pytest.raises(UsageError, match="answers for tiles"):
+    with pytest.raises(UsageError, match="answers for single tiles"):
         explain(tiles, features, tmp_path / "out", config=CPU)
 
 

@@ -207,3 +207,22 @@ def test_the_verb(slide_cohort: Cohort, quick: TrainConfig, tmp_path: Path, caps
     assert "map@10" in capsys.readouterr().out
     assert call([*argv, "--ids", "S99"]) == 2
     assert "S99" in capsys.readouterr().err
+
+
+def test_the_step_of_a_recipe(patch_cohort: Cohort, patch_model: Path, tmp_path: Path, capsys) -> None:
+    features, recipe, out = patch_cohort[1], tmp_path / "recipe.toml", tmp_path / "near"
+    text = f'[[step]]\nverb = "retrieve"\nmodel = "{patch_model}"\nfeatures = "{features}"\nout = "{out}"\n'
+    recipe.write_text(text + 'k = 3\ndevice = "cpu"\n')
+    assert call(["run", str(recipe), "--quiet"]) == 0
+    assert "training rows" in capsys.readouterr().out
+    rows = pd.read_csv(out / "neighbours.csv")
+    assert (rows.groupby("query").size() == 3).all()
+    assert call(["run", str(recipe), "--quiet"]) == 0
+    assert "fresh, skipped" in capsys.readouterr().out
+    for changed, told in (('k = 2\ndevice = "cpu"\n', ""), ("k = 0\n", "k is 0"), ("kk = 2\n", "kk")):
+        recipe.write_text(text + changed)
+        assert call(["run", str(recipe), "--quiet"]) == (2 if told else 0)
+        said = capsys.readouterr()
+        assert told in said.err
+        assert "fresh" not in said.out
+    assert (pd.read_csv(out / "neighbours.csv").groupby("query").size() == 2).all()
