@@ -35,10 +35,10 @@ def painted_slide(painted_cohort: Path) -> Path:
 def gpu_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Stain transforms of tiles on the CPU go the way of those on a GPU: Triton's interpreter runs the kernels."""
     reason = "the kernels are in Triton, which torch for this system does not bring"
-    triton = pytest.importorskip("triton", reason=reason)
+    pytest.importorskip("triton", reason=reason)
     from histotl.image import _device, _host
 
-    monkeypatch.setattr(triton.knobs.runtime, "interpret", True)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # is looked at when the kernels are imported
     monkeypatch.delitem(sys.modules, "histotl.image._kernels", raising=False)
     _device._kernels.cache_clear()
     monkeypatch.setattr(_host, "is_host", lambda tiles: False)

@@ -175,7 +175,7 @@ def _kernels_run_on(device: torch.device) -> bool:
         restained(pixel, ((0.0,) * 3,) * 3, (0.0, 0.0, 0.0), written=Written(dtype=torch.uint8))
     except (TritonError, RuntimeError, OSError, subprocess.SubprocessError) as error:
         first = (str(error) or repr(error)).splitlines()[0]
-        cure = "install a C compiler and Python's headers (apt-get install gcc python3-dev)"
+        cure = "it takes a C compiler and Python's headers (gcc, python3-dev) and a TRITON_CACHE_DIR to write"
         log.warning("stain normalisation takes several GPU kernels instead of one: %s; %s", first, cure)
         return False
     return True
