@@ -19,6 +19,13 @@ _IO, _KNEE, _KNEE_ROOT, _LINEAR_KNEE = (tl.constexpr(number) for number in (IO, 
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _place(pixels: int, block: tl.constexpr) -> tl.tensor:
+    """Which pixels of its block a program has, and where the first byte of each is."""
+    pixel = tl.program_id(1) * block + tl.arange(0, block)
+    return pixel < pixels, (tl.program_id(0).to(tl.int64) * pixels + pixel) * 3
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _put(
     out: tl.tensor,
     affine: tl.tensor,
@@ -74,13 +81,11 @@ def restain(
         rounded: Whether levels are rounded.
         block: Pixels that a program works on.
     """
-    tile = tl.program_id(0)
-    pixel = tl.program_id(1) * block + tl.arange(0, block)
-    inside, at = pixel < pixels, (tile.to(tl.int64) * pixels + pixel) * 3
+    inside, at = _place(pixels, block)
     red = _log_light(tl.load(tiles + at, mask=inside, other=0))
     green = _log_light(tl.load(tiles + at + 1, mask=inside, other=0))
     blue = _log_light(tl.load(tiles + at + 2, mask=inside, other=0))
-    own = weights + tile * per_tile
+    own = weights + tl.program_id(0) * per_tile
     for channel in tl.static_range(3):
         total = _sum(own, channel, 4, red, green, blue) + tl.load(own + channel * 4 + 3)
         _put(out, affine, channel, at, inside, tl.exp(tl.minimum(total, 6.0)) - 1.0, rounded)  # exp(6) is beyond white
@@ -113,9 +118,7 @@ def relight(
         rounded: Whether levels are rounded.
         block: Pixels that a program works on.
     """
-    tile = tl.program_id(0)
-    pixel = tl.program_id(1) * block + tl.arange(0, block)
-    inside, at = pixel < pixels, (tile.to(tl.int64) * pixels + pixel) * 3
+    inside, at = _place(pixels, block)
     red = tl.load(light + tl.load(tiles + at, mask=inside, other=0).to(tl.int32))
     green = tl.load(light + tl.load(tiles + at + 1, mask=inside, other=0).to(tl.int32))
     blue = tl.load(light + tl.load(tiles + at + 2, mask=inside, other=0).to(tl.int32))
@@ -164,9 +167,7 @@ def retable(
         rounded: Whether levels are rounded.
         block: Pixels that a program works on.
     """
-    tile = tl.program_id(0)
-    pixel = tl.program_id(1) * block + tl.arange(0, block)
-    inside, at = pixel < pixels, (tile.to(tl.int64) * pixels + pixel) * 3
+    inside, at = _place(pixels, block)
     for channel in tl.static_range(3):
         level = tl.load(tiles + at + channel, mask=inside, other=0).to(tl.int32)
         _put(out, affine, channel, at, inside, tl.load(table + level * 3 + channel), rounded)
