@@ -50,6 +50,8 @@ def _libraries() -> list[tuple[str, str, str]]:
 def _device() -> list[tuple[str, str, str]]:
     import torch
 
+    from histotl.image._device import why_no_kernels
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     rows = [("cpu", "ok", f"{cores} usable cores, {torch.get_num_threads()} torch threads")]
     if not torch.cuda.is_available():
@@ -59,6 +61,8 @@ def _device() -> list[tuple[str, str, str]]:
         bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16, fp16 is used"
         detail = f"{torch.cuda.get_device_name(i)}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free, {bf16}"
         rows.append((f"gpu {i}", "ok", detail))
+        why = why_no_kernels(torch.device("cuda", i))
+        rows.append((f"stain on gpu {i}", "slower" if why else "ok", why or "one kernel, with the network's input"))
     return rows
 
 

@@ -46,8 +46,8 @@ class Written:
 
 
 def has_kernels(tiles: torch.Tensor) -> bool:
-    """Whether tiles are where kernels can be had for these functions."""
-    return tiles.device.type == "cuda" and _kernels_run_on(tiles.device)
+    """Whether tiles are where kernels can be had for these functions; where not on a GPU, it is said once why."""
+    return tiles.device.type == "cuda" and _has_kernels(tiles.device)
 
 
 def restained(
@@ -163,19 +163,23 @@ def _kernels() -> ModuleType:
 
 
 @cache
-def _kernels_run_on(device: torch.device) -> bool:
-    """Try one pixel; say why where it fails."""
+def _has_kernels(device: torch.device) -> bool:
+    why = why_no_kernels(device)
+    if why:
+        log.warning("stain normalisation takes several GPU kernels instead of one: %s", why)
+    return not why
+
+
+def why_no_kernels(device: torch.device) -> str:
+    """Try one pixel on a GPU; what is wrong and what it takes, empty where nothing is."""
     try:
         from triton.errors import TritonError
     except ImportError as error:
-        log.warning("stain normalisation takes several GPU kernels instead of one: %s", error)
-        return False
+        return f"{error}; it comes with torch for GPUs on Linux"
     try:
         pixel = torch.zeros(1, 1, 1, 3, dtype=torch.uint8, device=device)
         restained(pixel, ((0.0,) * 3,) * 3, (0.0, 0.0, 0.0), written=Written(dtype=torch.uint8))
     except (TritonError, RuntimeError, OSError, subprocess.SubprocessError) as error:
         first = (str(error) or repr(error)).splitlines()[0]
-        cure = "it takes a C compiler and Python's headers (gcc, python3-dev) and a TRITON_CACHE_DIR to write"
-        log.warning("stain normalisation takes several GPU kernels instead of one: %s; %s", first, cure)
-        return False
-    return True
+        return f"{first}; it takes a C compiler and Python's headers (gcc, python3-dev) and a TRITON_CACHE_DIR to write"
+    return ""

@@ -156,6 +156,28 @@ def test_info(painted_slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert str(painted_slide) in seen.out
 
 
+@pytest.mark.parametrize(("why", "state"), [("", "ok"), ("no C compiler", "slower")])
+def test_doctor_says_how_a_gpu_normalises_stains(monkeypatch: pytest.MonkeyPatch, why: str, state: str) -> None:
+    import torch
+
+    from histotl.cli import doctor
+    from histotl.image import _device
+
+    for name, value in (
+        ("is_available", True),
+        ("device_count", 1),
+        ("mem_get_info", (2**30, 2**31)),
+        ("is_bf16_supported", True),
+        ("get_device_name", "a GPU"),
+    ):
+        monkeypatch.setattr(torch.cuda, name, lambda *args, value=value: value)
+    monkeypatch.setattr(_device, "why_no_kernels", lambda device: why)
+    rows = doctor._device()
+    assert rows[1] == ("gpu 0", "ok", "a GPU, 1 of 2 GiB free, bf16")
+    assert rows[2][:2] == ("stain on gpu 0", state)
+    assert why in rows[2][2]
+
+
 def test_list_and_doctor(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert call(["list"]) == 0
     told = capsys.readouterr().out

@@ -137,20 +137,27 @@ def test_the_kernels_compile_for_a_gpu(tmp_path) -> None:
     ]
 
 
-def test_without_kernels_it_is_said_why(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_kernels_it_is_said_why_and_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("triton", reason=NO_TRITON)
 
     def fails(*args: object, **how: object) -> None:
         raise RuntimeError("Failed to find C compiler\nsecond line")
 
     monkeypatch.setattr(_device, "restained", fails)
-    _device._kernels_run_on.cache_clear()
+    _device._has_kernels.cache_clear()
     try:
-        assert not _device._kernels_run_on(torch.device("cpu"))
-        assert not _device._kernels_run_on(torch.device("cpu"))
+        assert not _device._has_kernels(torch.device("cpu"))
+        assert not _device._has_kernels(torch.device("cpu"))
     finally:
-        _device._kernels_run_on.cache_clear()
+        _device._has_kernels.cache_clear()
     assert [record.getMessage() for record in caplog.records] == [
         "stain normalisation takes several GPU kernels instead of one: Failed to find C compiler; "
         "it takes a C compiler and Python's headers (gcc, python3-dev) and a TRITON_CACHE_DIR to write"
     ]
+
+
+@pytest.mark.usefixtures("gpu_kernels")
+def test_with_kernels_nothing_is_said() -> None:
+    assert _device.why_no_kernels(torch.device("cpu")) == ""
