@@ -84,13 +84,15 @@ def log_weights(matrix: Array, added: Array) -> npt.NDArray[np.float32]:
 
     Args:
         matrix: (3, 3), or (n, 3, 3).
-        added: Densities (1, 3) or (n, 3) that are added afterwards.
+        added: Densities (1, 3), or (n, 3), that are added afterwards.
 
     Returns:
         float32 (n, 3, 4): factors of the three densities taken negative, and what is added.
     """
     last = (math.log(IO) - added)[..., None]
-    return np.concatenate([np.broadcast_to(matrix, (len(last), 3, 3)), last], axis=2, dtype=np.float32)
+    count = max(len(last), len(matrix) if matrix.ndim == 3 else 1)
+    both = [np.broadcast_to(matrix, (count, 3, 3)), np.broadcast_to(last, (count, 3, 1))]
+    return np.concatenate(both, axis=2, dtype=np.float32)
 
 
 @cache

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from histotl.image import _host
 from histotl.image._planes import map_planes
 from histotl.image._transforms import LabTransform, LevelTransform, OdTransform, Unchanged
 from histotl.image.stain.base import StainTransform
@@ -90,6 +91,16 @@ def test_what_a_matrix_makes_brighter_than_white_is_white_and_not_black() -> Non
     tile = torch.full((1, 4, 4, 3), 10, dtype=torch.uint8)
     assert brighter(tile)[0, 0, 0].tolist() == [255, 10, 0]
     assert torch.equal(brighter(tile), map_planes(tile, brighter.on_planes))
+
+
+def test_each_tile_may_have_a_matrix_and_densities_of_its_own(colours: torch.Tensor) -> None:
+    matrices = np.stack([np.eye(3) * factor for factor in (0.7, 1.0, 1.3, 1.6)])
+    added = np.array([[0.1, 0.0, -0.1]]) * np.arange(4)[:, None]
+    for some in (None, added[1:2], added):
+        together = _host.restained(colours, matrices, some)
+        for i in range(4):
+            own = None if some is None else some[i % len(some)][None]
+            assert torch.equal(together[i], _host.restained(colours[i : i + 1], matrices[i], own)[0])
 
 
 def test_threads_do_not_share_their_memory() -> None:
