@@ -20,7 +20,7 @@ from histotl.wsi._opening import first_that_opens, slide_name, with_pixel_size
 from histotl.wsi._resample import COPY, Windows, Workspace, windows_l0
 from histotl.wsi.readers._brightfield import check_brightfield
 from histotl.wsi.readers.array import ArrayBackend
-from histotl.wsi.readers.base import DraftsLevels, Pixels, ShrinksLevels, SlideBackend, TiledLevel
+from histotl.wsi.readers.base import Pixels, ShrinksLevels, SlideBackend, TiledLevel
 from histotl.wsi.tiling import best_level, level_scale
 
 _BLOCK_PX = 16_000_000
@@ -126,10 +126,10 @@ class Slide:
             SlideReadError: It cannot be decoded.
         """
         found, backend = self.info.levels[level], self._opened()
-        if isinstance(backend, DraftsLevels):
+        if isinstance(backend, ShrinksLevels):
             for times in (8, 4, 2):
                 if max(found.width, found.height) // times >= least_px:
-                    image = backend.level_draft(level, times)
+                    image = backend.level_means(level, times, draft=True)
                     if image is not None:
                         return image
         return self.whole_level(level)

@@ -134,34 +134,16 @@ class SlideBackend(Protocol):
 class ShrinksLevels(Protocol):
     """What a backend may also be: one that shrinks a level tile by tile, and never holds all of its pixels."""
 
-    def level_means(self, level: int, times: int) -> Pixels | None:
+    def level_means(self, level: int, times: int, *, draft: bool = False) -> Pixels | None:
         """Means of squares of pixels of a whole level; None where its tiles do not allow it.
 
         Args:
             level: Index into ``info.levels``.
             times: Side of the squares. What is left over at the right and lower border is dropped.
+            draft: For people to look at: something like the means, where that comes with less decoding, else None.
 
         Returns:
             uint8 RGB (height // times, width // times, 3).
-
-        Raises:
-            SlideReadError: A tile cannot be decoded.
-        """
-
-
-@runtime_checkable
-class DraftsLevels(Protocol):
-    """What a backend may also be: one that decodes a level smaller, for pictures that people look at."""
-
-    def level_draft(self, level: int, times: int) -> Pixels | None:
-        """A whole level, shrunk while it is decoded; None where that is not possible.
-
-        Args:
-            level: Index into ``info.levels``.
-            times: How many times smaller. What is left over at the right and lower border is dropped.
-
-        Returns:
-            uint8 RGB (height // times, width // times, 3), sharper than means of squares.
 
         Raises:
             SlideReadError: A tile cannot be decoded.

@@ -149,20 +149,12 @@ class OpenSlideBackend:
             self._regions[level] = TileRegions(found)
         return self._regions[level].level
 
-    def level_means(self, level: int, times: int) -> Pixels | None:
-        """A level shrunk tile by tile; see :class:`histotl.wsi.readers.base.ShrinksLevels`."""
+    def level_means(self, level: int, times: int, *, draft: bool = False) -> Pixels | None:
+        """A level shrunk tile by tile; a draft by JPEG's own transform. See :class:`ShrinksLevels` of the contract."""
         found = self._info.levels[level]
+        if draft:
+            return self._draft(self._plans[level], times, found.width // times, found.height // times)
         return None if self.tiled(level) is None else self._regions[level].means(found.width, found.height, times)
-
-    def level_draft(self, level: int, times: int) -> Pixels | None:
-        """A level shrunk by the inverse transform of JPEG; see :class:`histotl.wsi.readers.base.DraftsLevels`."""
-        plan, found = self._plans[level], self._info.levels[level]
-        if plan.factor > 1 or plan.decoder is None or plan.decoder.scaled is None or times not in FACTORS:
-            return None
-        tiles = self._find_tiles(replace(plan, factor=times))
-        if tiles is None or min(found.width, found.height) < times:
-            return None
-        return TileRegions(tiles).read(0, 0, found.width // times, found.height // times)
 
     def decoding(self, level: int) -> str:
         """How a level is decoded, in words; with the reason where that is through OpenSlide."""
@@ -187,6 +179,12 @@ class OpenSlideBackend:
             if not isinstance(frames, str):
                 frames.close()
         self._regions, self._frames = {}, None
+
+    def _draft(self, plan: LevelPlan, times: int, width: int, height: int) -> Pixels | None:
+        if plan.factor > 1 or plan.decoder is None or plan.decoder.scaled is None or times not in FACTORS:
+            return None
+        tiles = self._find_tiles(replace(plan, factor=times))
+        return None if tiles is None or min(width, height) < 1 else TileRegions(tiles).read(0, 0, width, height)
 
     def _dicom_tiles(self, level: int) -> TiledLevel | None:
         frames = "" if self._decode == "openslide" else self._dicom()[level]
