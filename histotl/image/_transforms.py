@@ -22,8 +22,16 @@ from histotl.image._od import densities, mix
 from histotl.image._planes import CLEAR, Planes, Triple, is_exact, look_up, map_planes
 
 
-class _ByKernel(ABC):
-    """A transform that is one kernel on a GPU; see :class:`histotl.image.stain.base.FusedTransform`."""
+class _ColourFunction(ABC):
+    """A transform with a way for each kind of device; see :class:`histotl.image.stain.base.FusedTransform`."""
+
+    def __call__(self, tiles: torch.Tensor, *, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
+        """Apply to uint8 RGB (b, h, w, 3)."""
+        if _host.is_host(tiles):
+            return self._on_host(tiles, dtype)
+        if _device.has_kernels(tiles):
+            return self._on_device(tiles, _device.Written(dtype=dtype, rounded=not is_exact(dtype)))
+        return map_planes(tiles, self.on_planes, dtype=dtype)
 
     def is_fused(self, tiles: torch.Tensor) -> bool:
         """Whether these tiles are on a GPU that has kernels."""
@@ -36,11 +44,18 @@ class _ByKernel(ABC):
         return self._on_device(tiles, _device.Written(dtype=dtype, scale=scale, shift=shift))
 
     @abstractmethod
+    def on_planes(self, planes: Planes, _rows: slice) -> Planes:
+        """The same for three planes of any device; see :func:`histotl.image._planes.map_planes`."""
+
+    @abstractmethod
+    def _on_host(self, tiles: torch.Tensor, dtype: torch.dtype) -> torch.Tensor: ...
+
+    @abstractmethod
     def _on_device(self, tiles: torch.Tensor, written: _device.Written) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class OdTransform(_ByKernel):
+class OdTransform(_ColourFunction):
     """A 3 x 3 matrix on optical densities, and what is added to them. Without that white stays white.
 
     Args:
@@ -53,13 +68,8 @@ class OdTransform(_ByKernel):
     state: Mapping[str, object]
     offset: Triple = (0.0, 0.0, 0.0)
 
-    def __call__(self, tiles: torch.Tensor, *, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
-        """Apply to uint8 RGB (b, h, w, 3): table, nine multiplications, exponential."""
-        if _host.is_host(tiles):
-            return _host.restained(tiles, np.array(self.matrix), np.array([self.offset]), dtype=dtype)
-        if _device.has_kernels(tiles):
-            return self._on_device(tiles, _device.Written(dtype=dtype, rounded=not is_exact(dtype)))
-        return map_planes(tiles, self.on_planes, dtype=dtype)
+    def _on_host(self, tiles: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return _host.restained(tiles, np.array(self.matrix), np.array([self.offset]), dtype=dtype)
 
     def _on_device(self, tiles: torch.Tensor, written: _device.Written) -> torch.Tensor:
         return _device.restained(tiles, self.matrix, self.offset, written=written)
@@ -71,7 +81,7 @@ class OdTransform(_ByKernel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabTransform(_ByKernel):
+class LabTransform(_ColourFunction):
     """A gain and a shift of each of L*, a* and b*.
 
     Args:
@@ -88,13 +98,8 @@ class LabTransform(_ByKernel):
     white: Triple = CLEAR
     glass: Triple = CLEAR
 
-    def __call__(self, tiles: torch.Tensor, *, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
-        """Apply to uint8 RGB (b, h, w, 3)."""
-        if _host.is_host(tiles):
-            return _host.relit(tiles, self.gain, self.shift, white=self.white, glass=self.glass, dtype=dtype)
-        if _device.has_kernels(tiles):
-            return self._on_device(tiles, _device.Written(dtype=dtype, rounded=not is_exact(dtype)))
-        return map_planes(tiles, self.on_planes, dtype=dtype)
+    def _on_host(self, tiles: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return _host.relit(tiles, self.gain, self.shift, white=self.white, glass=self.glass, dtype=dtype)
 
     def _on_device(self, tiles: torch.Tensor, written: _device.Written) -> torch.Tensor:
         return _device.relit(tiles, self.gain, self.shift, white=self.white, glass=self.glass, written=written)
@@ -106,7 +111,7 @@ class LabTransform(_ByKernel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LevelTransform(_ByKernel):
+class LevelTransform(_ColourFunction):
     """A table of levels for each channel.
 
     Args:
@@ -117,13 +122,8 @@ class LevelTransform(_ByKernel):
     tables: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
     state: Mapping[str, object]
 
-    def __call__(self, tiles: torch.Tensor, *, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
-        """Apply to uint8 RGB (b, h, w, 3)."""
-        if _host.is_host(tiles):
-            return _host.retabled(tiles, self._exact if is_exact(dtype) else self._array, dtype=dtype)
-        if _device.has_kernels(tiles):
-            return self._on_device(tiles, _device.Written(dtype=dtype, rounded=not is_exact(dtype)))
-        return map_planes(tiles, self.on_planes, dtype=dtype)
+    def _on_host(self, tiles: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return _host.retabled(tiles, self._exact if is_exact(dtype) else self._array, dtype=dtype)
 
     def _on_device(self, tiles: torch.Tensor, written: _device.Written) -> torch.Tensor:
         return _device.retabled(tiles, self.tables, written=written)

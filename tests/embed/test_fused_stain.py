@@ -98,6 +98,6 @@ def test_a_run_takes_the_short_way_unless_it_makes_views(
     found = features(tmp_path / "fused")
     assert {name for name, _ in calls} == {way}
     calls.clear()
-    monkeypatch.setattr(_transforms._ByKernel, "is_fused", lambda self, tiles: False)
+    monkeypatch.setattr(_transforms._ColourFunction, "is_fused", lambda self, tiles: False)
     np.testing.assert_allclose(found, features(tmp_path / "apart"), rtol=1e-5, atol=1e-6)
     assert {name for name, _ in calls} == {"tiles"}
