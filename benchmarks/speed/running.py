@@ -17,10 +17,10 @@ import timm
 import torch
 
 from benchmarks.speed.harness import torch_threads
-from histotl.backbones._memory import large_blocks_kept
 from histotl.backbones._network import NetworkEmbedder
 from histotl.backbones._preprocess import prepare
 from histotl.backbones.base import Backbone, Embedder
+from histotl.core.allocator import large_blocks_kept
 from histotl.core.registry import create
 from histotl.embed.config import EmbedConfig, TileConfig
 from histotl.embed.engine import embed_slides

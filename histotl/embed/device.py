@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from histotl.backbones._memory import large_blocks_kept
+from histotl.core.allocator import large_blocks_kept
 from histotl.core.values import BackboneCard
 from histotl.embed.config import EmbedConfig, Precision
 

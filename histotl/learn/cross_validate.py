@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from histotl.core.allocator import large_blocks_kept
 from histotl.core.atomic import write_text
 from histotl.core.intervals import Estimate
 from histotl.core.progress import Report, Step, silent
@@ -65,6 +66,7 @@ class CrossResult:
     comparison: Mapping[str, Mapping[str, Mapping[str, object]]]
 
 
+@large_blocks_kept()
 def cross_validate(
     table: Path | str | pd.DataFrame,
     features: Path | str,

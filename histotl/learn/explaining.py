@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
+from histotl.core.allocator import large_blocks_kept
 from histotl.core.atomic import atomic_path, write_text
 from histotl.core.device import choose_device
 from histotl.core.errors import IdentityError, UsageError
@@ -68,6 +69,7 @@ class Explanation:
         return "bags" if self.scores.name == PATCH_NAME else "slides"
 
 
+@large_blocks_kept()
 def explain(
     model: Path | str,
     features: Path | str,

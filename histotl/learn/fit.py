@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from histotl.core.allocator import large_blocks_kept
 from histotl.core.device import choose_device
 from histotl.core.errors import TableError
 from histotl.core.progress import Report, Step, silent
@@ -87,6 +88,7 @@ class Fitted:
     covariates: CovariateEncoder = NO_COVARIATES
 
 
+@large_blocks_kept()
 def fit(
     train: Labelled,
     val: Labelled,

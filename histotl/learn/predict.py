@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from histotl.core.allocator import large_blocks_kept
 from histotl.core.device import choose_device
 from histotl.core.errors import CorruptFileError, IdentityError, TableError, UsageError
 from histotl.core.progress import Report, Step, silent
@@ -52,6 +53,7 @@ class Chosen:
     lacking: tuple[str, ...] = ()
 
 
+@large_blocks_kept()
 def predict(
     model: Path | str,
     features: Path | str,

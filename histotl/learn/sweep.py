@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from histotl.core.allocator import large_blocks_kept
 from histotl.core.device import choose_device
 from histotl.core.errors import TableError, UsageError
 from histotl.core.progress import Report, silent
@@ -106,6 +107,7 @@ def can_sweep(config: TrainConfig, aggregator: str = "") -> bool:
     return Network(Architecture(in_dim=2, aggregator=aggregator, hidden=0, dropout=0.0, outputs=outputs)).pools_first
 
 
+@large_blocks_kept()
 def sweep(
     labelled: Labelled,
     entries: Sequence[Entry],

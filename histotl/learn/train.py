@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from histotl.core.allocator import large_blocks_kept
 from histotl.core.atomic import atomic_path, write_text
 from histotl.core.device import choose_device
 from histotl.core.errors import TableError, UsageError
@@ -61,6 +62,7 @@ class TrainResult:
     answered_alone: tuple[str, ...] = ()
 
 
+@large_blocks_kept()
 def train(
     table: Path | str | pd.DataFrame,
     features: Path | str,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from histotl.core.allocator import large_blocks_kept
 from histotl.learn.bags import Bags
 from histotl.learn.decisions import slide_means
 from histotl.learn.fit import Fitted
@@ -36,6 +37,7 @@ class Trained:
     notes: Mapping[str, Mapping[str, str]]
 
 
+@large_blocks_kept()
 def case_answers(model: Model, bags: Bags) -> dict[str, npt.NDArray[np.float64]]:
     """Task name -> calibrated answers for whole cases (B, k), as ``predict`` gives them without views."""
     parts = []

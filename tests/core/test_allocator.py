@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from histotl.backbones._memory import _glibc, large_blocks_kept
+from histotl.core.allocator import _glibc, large_blocks_kept
 
 _COUNT = 24 * 2**20  # float32: 96 MiB, above everything that glibc keeps by itself
 
@@ -39,7 +39,7 @@ def test_freed_blocks_are_used_again() -> None:
 _IN_A_THREAD = """
 import resource, threading
 import torch
-from histotl.backbones._memory import large_blocks_kept
+from histotl.core.allocator import large_blocks_kept
 
 def work():
     for _ in range(20):
@@ -67,3 +67,16 @@ def test_threads_beside_the_main_one_use_their_blocks_again_too() -> None:
 def test_it_lasts_over_an_error() -> None:
     with pytest.raises(KeyError), large_blocks_kept():
         raise KeyError
+
+
+@pytest.mark.skipif(_glibc() is None, reason="no glibc")
+def test_the_end_of_an_inner_use_leaves_the_outer_one_as_it_is() -> None:
+    pages = 4 * _COUNT // resource.getpagesize()
+    with large_blocks_kept():
+        with large_blocks_kept():
+            for _ in range(10):
+                faults()
+        for _ in range(3):
+            faults()
+        kept = faults()
+    assert kept < pages / 10
