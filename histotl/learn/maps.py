@@ -66,19 +66,19 @@ class Maps:
         # The next step is read by a thread of its own while this one may look at the validation set.
         with self._lock:
             rows = self._plane(file, view)
-            self._touched += TOUCH * len(np.unique(local * rows.itemsize * rows.shape[1] // TOUCH))
+            coming = TOUCH * len(np.unique(local * rows.itemsize * rows.shape[1] // TOUCH))
+            if self._touched + coming > self._budget:
+                self._release()
+            self._touched += coming
         # With a buffer and a mode other than "raise" nothing is copied twice.
         np.take(rows, local, axis=0, out=out, mode="clip")
-        if self._touched > self._budget:
-            self.release()
 
-    def release(self) -> None:
+    def _release(self) -> None:
         """Give the pages that were read back to the system; the maps stay."""
-        with self._lock:
-            for values in (*self._maps.values(), self._scratch):
-                if values is not None and isinstance(values.base, mmap.mmap):
-                    values.base.madvise(mmap.MADV_DONTNEED)
-            self._touched = 0
+        for values in (*self._maps.values(), self._scratch):
+            if values is not None and isinstance(values.base, mmap.mmap):
+                values.base.madvise(mmap.MADV_DONTNEED)
+        self._touched = 0
 
     @cached_property
     def _chunked(self) -> list[int]:
