@@ -32,7 +32,7 @@ def _features(source: Source) -> str:
             "No stain normalisation." if source.stain == "none" else f"Stain normalisation: {source.stain}."
         )
     if source.aggregator and source.level == "slide":
-        sentences.append(f"The tiles of a slide became one vector by {source.aggregator}.")
+        sentences.append(f"The tiles of a {source.row_name} became one vector by {source.aggregator}.")
     if source.model:
         sentences.append(f"Model: {source.model}.")
     return " ".join(sentences)

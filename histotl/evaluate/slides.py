@@ -66,6 +66,7 @@ class SlideCard:
 
     Args:
         name: Slide id.
+        case: The bag of slides that got the answers; empty where each slide got its own.
         split: Its split.
         outside: It is not of the evaluated split, and shown because the gate flagged it.
         flagged: By the gate.
@@ -81,6 +82,7 @@ class SlideCard:
     outside: bool
     flagged: bool
     tasks: tuple[CardTask, ...]
+    case: str = ""
     overview: str = ""
     overlays: tuple[Overlay, ...] = ()
     n_tiles: int = 0
@@ -101,20 +103,30 @@ def slide_cards(evidence: Evidence, predictions: Predictions, features: Features
         predictions: With their tile scores.
         features: What they were made from; the thumbnails lie beside them.
     """
-    if predictions.id_column != "slide_id":
+    members = predictions.members
+    if predictions.id_column != "slide_id" and not members:
         return (), "These rows are no slides, so there are no pictures of slides."
     if not evidence.config.max_slides:
         return (), "No pictures were asked for."
     if features.problem:
         return (), f"Without the features there are no pictures: {features.problem}. Name their folder with --features."
     cards: list[SlideCard] = []
-    for card in _candidates(evidence, predictions):
+    for card in _slides_of(_candidates(evidence, predictions), members):
         if len(cards) == evidence.config.max_slides:
             break
         drawn = _with_pictures(card, features.files.get(card.name), predictions)
         if drawn is not None:
             cards.append(drawn)
     return tuple(cards), "No thumbnails of these slides lie beside their features."
+
+
+def _slides_of(cards: Sequence[SlideCard], members: Mapping[str, Sequence[str]]) -> Iterator[SlideCard]:
+    """The same, with a card for every slide of a bag."""
+    for card in cards:
+        for slide_id in members.get(card.name, ()):
+            yield replace(card, name=slide_id, case=card.name)
+        if card.name not in members:
+            yield card
 
 
 def _candidates(evidence: Evidence, predictions: Predictions) -> list[SlideCard]:

@@ -35,7 +35,8 @@ class Packed:
     Args:
         x: float32 (N, D), bag after bag; on the CPU, or where the rows lie (:mod:`histotl.learn.device_rows`).
         offsets: int64 (B + 1,) on the CPU; bag b holds rows ``offsets[b]:offsets[b + 1]``.
-        coords: int64 (N, 2) level-0 corners beside ``x``, None for patches.
+        coords: int64 (N, 2) level-0 corners beside ``x``, with the slide of each tile as a third column where bags
+            join several; None for patches.
         covariates: What is known of the B bags beside their rows; None for nothing.
     """
 
@@ -54,12 +55,14 @@ class Bags:
         rows: int64 (M,): row numbers, bag after bag.
         offsets: int64 (B + 1,).
         covariates: What is known of each bag beside its rows; None for nothing.
+        slides: Ascending int64 (S,): first row of each slide, where bags join several; None where each bag is of one.
     """
 
     source: Rows
     rows: Indices
     offsets: Indices
     covariates: CovariateValues | None = None
+    slides: Indices | None = None
 
     def __post_init__(self) -> None:
         empty = np.flatnonzero(np.diff(self.offsets) < 1)
@@ -104,7 +107,7 @@ class Bags:
     def subset(self, bags: Indices) -> Bags:
         """Some of the bags, in the order given."""
         places, offsets = tiles_of(self.offsets, bags)
-        return Bags(source=self.source, rows=self.rows[places], offsets=offsets, covariates=self._known(bags))
+        return replace(self, rows=self.rows[places], offsets=offsets, covariates=self._known(bags))
 
     def thinned(self, max_tiles: int, seed: int) -> Bags:
         """The same bags with at most ``max_tiles`` rows each, chosen once."""
@@ -112,7 +115,7 @@ class Bags:
         for chunk in self.chunks(THIN_ROWS):
             places, offsets = thin(*tiles_of(self.offsets, chunk), max_tiles, rng)
             groups += np.split(self.rows[places], offsets[1:-1])
-        return replace(Bags.of(self.source, groups), covariates=self.covariates)
+        return replace(Bags.of(self.source, groups), covariates=self.covariates, slides=self.slides)
 
     def tiles(self, max_tiles: int, seed: int) -> tuple[Bags, Indices]:
         """Every tile as a bag of its own, at most ``max_tiles`` a bag; and the bag that each came from."""
@@ -148,15 +151,12 @@ class Bags:
         if isinstance(self.source, DeviceRows):
             at = torch.from_numpy(rows).to(self._device)
             of = None if views is None else torch.from_numpy(views).to(self._device)
-            corners = self.source.take_coords(at)
-            return Packed(x=self.source.take(at, of), offsets=ends, coords=corners, covariates=known)
-        coords = self.source.coords(rows)
-        return Packed(
-            x=torch.from_numpy(self.source.read(rows, views)),
-            offsets=ends,
-            coords=None if coords is None else torch.from_numpy(coords),
-            covariates=known,
-        )
+            x, coords = self.source.take(at, of), self.source.take_coords(at)
+        else:
+            corners = self.source.coords(rows)
+            x = torch.from_numpy(self.source.read(rows, views))
+            coords = None if corners is None else torch.from_numpy(corners)
+        return Packed(x=x, offsets=ends, coords=with_slides(coords, rows, self.slides), covariates=known)
 
     def chunks(self, max_rows: int) -> Iterator[Indices]:
         """Runs of neighbouring bags with at most ``max_rows`` rows in all (or one larger bag)."""
@@ -276,11 +276,20 @@ class BagStore:
     def bags(self, groups: Sequence[Sequence[int]]) -> Bags:
         """Bags that join the rows of the given ids (by place in :attr:`ids`)."""
         spans = [[self._rows(i) for i in group] for group in groups]
-        return Bags.of(self.source, [np.concatenate(span).astype(np.int64) for span in spans])
+        bags = Bags.of(self.source, [np.concatenate(span).astype(np.int64) for span in spans])
+        joins = self.kind == "slides" and any(len(group) > 1 for group in groups)
+        return replace(bags, slides=self.starts) if joins else bags
 
     def names(self, rows: Indices) -> list[str]:
         """The slide or patch that each row is of."""
         return [self.ids[place] for place in np.searchsorted(self.starts, rows, side="right") - 1]
+
+    def spans(self, rows: Indices) -> list[tuple[str, slice]]:
+        """The ids that rows, slide after slide, are of, each with its part of them."""
+        of = np.searchsorted(self.starts, rows, side="right") - 1
+        begins = np.flatnonzero(np.diff(of, prepend=-1))
+        ends = [*begins[1:].tolist(), len(rows)]
+        return [(self.ids[of[a]], slice(a, b)) for a, b in zip(begins.tolist(), ends, strict=True)]
 
     def what_is_left_out(self, keep: str) -> str:
         """One sentence about the names that a condition leaves no row of."""
@@ -290,6 +299,14 @@ class BagStore:
     def _rows(self, place: int) -> Indices:
         rows = np.arange(self.starts[place], self.stops[place], dtype=np.int64)
         return rows if self.kept is None else rows[self.kept[rows]]
+
+
+def with_slides(coords: torch.Tensor | None, rows: Indices, slides: Indices | None) -> torch.Tensor | None:
+    """Corners (N, 2) of rows with the slide of each as a third column, where ``slides`` says their first rows."""
+    if coords is None or slides is None:
+        return coords
+    of = torch.from_numpy(np.searchsorted(slides, rows, side="right")).to(coords)
+    return torch.cat([coords, of[:, None]], dim=1)
 
 
 def _digests(files: Sequence[Embeddings]) -> dict[str, str]:

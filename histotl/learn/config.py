@@ -49,7 +49,7 @@ class TrainConfig:
     """Condition on the quality figures that tiles must satisfy, such as 'focus_laplacian > 0.5 and pen < 0.05'; NaN
     satisfies no comparison. The model remembers it, and predict uses it too."""
     bag: str = ""
-    """Column that gathers the rows of a patch set into bags, such as 'patient', for slide-level answers."""
+    """Column that gathers patches, or the slides of a patient, into bags, such as 'patient', which get the answers."""
     allow_missing_features: bool = False
     """Train on the rows that have features when some rows of train and val have none."""
     more_tables: tuple[str, ...] = ()

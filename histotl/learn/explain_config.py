@@ -19,7 +19,7 @@ class ExplainConfig:
     backbone: str = ""
     """Which features to use when the folder holds those of several backbones."""
     table: str = ""
-    """CSV that names the slides to explain, the bags of patches where the model was trained with --bag, and says the
+    """CSV that names the slides to explain, their bags where the model was trained with --bag, and says the
     covariates that the model is told; empty: all slides that have features."""
     splits: tuple[str, ...] = ()
     """Explain only slides whose split in the table is one of these, such as 'test'."""

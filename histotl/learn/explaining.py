@@ -2,8 +2,8 @@
 
 Writes ``tile_scores/<slide_id>.h5`` with a column ``<task>:<class>:<method>`` for each class (``<task>:attention``,
 which is the same for all), beside what `histotl predict` wrote there, and ``explanation.json`` with the comparison.
-For a model of bags of patches ``patch_scores.csv`` has the same columns, one row a patch of each bag. Scores are in
-logits, mean over the members.
+For a model of bags of slides, each slide's file has its part. For a model of bags of patches ``patch_scores.csv`` has
+the same columns, one row a patch of each bag. Scores are in logits, mean over the members.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from histotl.core.errors import IdentityError, UsageError
 from histotl.core.progress import Report, Step, silent
 from histotl.core.provenance import Provenance, file_digest
 from histotl.core.registry import available, create
-from histotl.learn.bags import BagStore
+from histotl.learn.bags import BagStore, with_slides
 from histotl.learn.config import PredictConfig
 from histotl.learn.explain.base import Explainer, Question, for_questions
 from histotl.learn.explain_config import ExplainConfig
@@ -50,7 +50,8 @@ class Explanation:
     Args:
         folder: Where.
         scores: The folder ``tile_scores``, or the table ``patch_scores.csv``.
-        slides: Number of slides, or of bags of patches, explained.
+        slides: Number of slides, or of bags, explained.
+        unit: ``slides``, or ``bags``.
         faithfulness: Task -> method (and ``random``) -> how faithful it is, the most faithful first.
         tested_on: The slides or bags that say so.
         left_out: Method -> why it has no meaning for this model.
@@ -59,14 +60,10 @@ class Explanation:
     folder: Path
     scores: Path
     slides: int
+    unit: str
     faithfulness: Mapping[str, Mapping[str, Faithfulness]]
     tested_on: tuple[str, ...]
     left_out: Mapping[str, str]
-
-    @property
-    def unit(self) -> str:
-        """``slides``, or ``bags``."""
-        return "bags" if self.scores.name == PATCH_NAME else "slides"
 
 
 @large_blocks_kept()
@@ -78,10 +75,10 @@ def explain(
     config: ExplainConfig | None = None,
     report: Report = silent,
 ) -> Explanation:
-    """Score the tiles of every slide that has features (or that the table names), or the patches of every bag.
+    """Score the tiles of every slide that has features (or that the table names), or the rows of every bag.
 
     Args:
-        model: Model folder of a slide-level model, or of one of bags of patches.
+        model: Model folder of a slide-level model, or of one of bags.
         features: Folder or file of features of the same identity.
         out: Predictions folder of the same model, or any other; made as needed.
         config: Settings.
@@ -107,12 +104,11 @@ def explain(
     for place, name in enumerate(chosen.ids):
         rows = chosen.bags.rows_of(place)
         columns = work.columns(rows, name, methods)
-        if work.model.bag:
+        if work.store.kind == "patches":
             owners = {work.model.bag: name, work.store.id_column: work.store.names(rows)}
             patches.append(pd.DataFrame({**owners, **columns}))
         else:
-            about = {"slide_id": name, "explained_by": work.digest}
-            add_tile_scores(out / TILE_FOLDER / f"{name}.h5", work.coords(rows), columns, about)
+            _add_to_slides(out / TILE_FOLDER, work, rows, columns)
         report(Step(stage="explain", done=place + 1, total=len(chosen.ids), item=name))
     if patches:
         with atomic_path(out / PATCH_NAME) as path:
@@ -121,6 +117,7 @@ def explain(
         folder=out,
         scores=out / (PATCH_NAME if patches else TILE_FOLDER),
         slides=len(chosen.ids),
+        unit="bags" if work.model.bag else "slides",
         faithfulness=faithfulness,
         tested_on=tested_on,
         left_out=left_out,
@@ -164,6 +161,7 @@ class _Work:
         x = torch.from_numpy(self.store.source.read(rows)).double().to(self.device)
         coords = self.store.source.coords(rows)
         place = None if coords is None else torch.from_numpy(coords).to(self.device)
+        place = with_slides(place, rows, self.store.starts if self.model.bag else None)
         readout = self.readouts[task].matrix.to(self.device)
         known = self.known[task].get(slide_id)
         return [
@@ -218,6 +216,15 @@ class _Work:
             every = choose(self.model, self.store, _choice(self.config, ()))
             return {name: every.bags.rows_of(place) for place, name in enumerate(every.ids)}
         return {name: self.store.bags([[place]]).rows for place, name in enumerate(self.store.ids)}
+
+
+def _add_to_slides(folder: Path, work: _Work, rows: Indices, columns: Mapping[str, npt.NDArray[np.float64]]) -> None:
+    """Put the columns of a slide, or of a bag of slides, into the files of tile scores."""
+    coords = work.coords(rows)
+    for slide_id, part in work.store.spans(rows):
+        about = {"slide_id": slide_id, "explained_by": work.digest}
+        scores = {name: values[part] for name, values in columns.items()}
+        add_tile_scores(folder / f"{slide_id}.h5", coords[part], scores, about)
 
 
 def _choice(config: ExplainConfig, splits: tuple[str, ...]) -> PredictConfig:

@@ -1,6 +1,7 @@
 """Where tiles lie: positions as numbers, the lattice that they were cut on, neighbours and regions.
 
-Everything comes from level-0 coordinates, never from the place of a tile in a list.
+Everything comes from level-0 coordinates, never from the place of a tile in a list. A bag may join several slides,
+whose coordinates have nothing to do with each other: a third column then says which slide a tile is of.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from histotl.core.errors import UsageError
-from histotl.learn.segments import lengths, owners, segment_mean
+from histotl.learn.segments import owners
 
 WAVES = tuple(2.0**i for i in range(10, 18))
 """Wavelengths of positions in level-0 pixels: from a few tiles to a whole slide."""
@@ -31,8 +32,27 @@ def need_coords(name: str, coords: torch.Tensor | None) -> torch.Tensor:
     return coords
 
 
+def slides_of(coords: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """The slide of each tile.
+
+    Args:
+        coords: int64 (N, 2) level-0 corners, where each bag is of one slide; or (N, 3), whose third column tells the
+            slides of a bag from each other.
+        offsets: int64 (B + 1,) of the bags.
+
+    Returns:
+        int64 (N,) on the CPU: numbers from 0 without a gap; those of a bag follow on those of the bag before.
+    """
+    bags = owners(offsets.cpu())
+    if coords.shape[1] == 2:
+        return bags
+    number = coords[:, 2].cpu()
+    both = bags * (int(number.max()) + 1) + number
+    return torch.searchsorted(both.unique(), both)  # type: ignore[no-untyped-call]
+
+
 class Position(nn.Module):
-    """Sines and cosines of a tile's place relative to the middle of its bag, made a vector by one matrix.
+    """Sines and cosines of a tile's place relative to the middle of its slide's tiles, made a vector by one matrix.
 
     Args:
         width: Of the vector.
@@ -43,40 +63,43 @@ class Position(nn.Module):
         self.linear = nn.Linear(4 * len(WAVES), width, bias=False)
 
     def forward(self, coords: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """int64 (N, 2) into float (N, width)."""
-        place = coords.double()
-        place = place - segment_mean(place, offsets)[owners(offsets, coords.device)]
+        """int64 (N, 2) or (N, 3), see :func:`slides_of`, into float (N, width)."""
+        place, slide = coords[:, :2].double(), slides_of(coords, offsets).to(coords.device)
+        # Sums of whole numbers are exact, in any order.
+        total = place.new_zeros(int(slide.max()) + 1, 2).index_add_(0, slide, place)
+        place = place - (total / torch.bincount(slide)[:, None])[slide]
         angles = (place[:, :, None] * (2 * math.pi / torch.tensor(WAVES, device=coords.device).double())).flatten(1)
         waves = torch.cat([angles.sin(), angles.cos()], dim=1)
         return self.linear(waves.to(self.linear.weight.dtype))  # type: ignore[no-any-return]
 
 
-def lattice(coords: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    """Column and row of every tile on the lattice of its bag, counted from its left and upper edge.
+def lattice(coords: torch.Tensor, slide: torch.Tensor) -> torch.Tensor:
+    """Column and row of every tile on the lattice of its slide, counted from its left and upper edge.
 
     The step of a lattice is found from the gaps between the tiles' columns and rows. Tiles may be missing, and steps
     may be uneven by rounding; what lies between lattice points goes to the nearest.
 
     Args:
-        coords: int64 (N, 2) level-0 corners.
-        offsets: int64 (B + 1,).
+        coords: int64 (N, 2) level-0 corners; further columns do not count.
+        slide: int64 (N,) of :func:`slides_of`.
 
     Returns:
         int64 (N, 2) on the CPU.
     """
-    parts = []
-    for part in torch.split(coords.cpu(), lengths(offsets)):
+    places, cells = coords[:, :2].cpu(), torch.empty((len(coords), 2), dtype=torch.int64)
+    for rows in torch.split(slide.argsort(stable=True), torch.bincount(slide).tolist()):
+        part = places[rows]
         corner = part - part.min(dim=0).values
-        parts.append((corner.double() / _step(corner)).round().long())
-    return torch.cat(parts)
+        cells[rows] = (corner.double() / _step(corner)).round().long()
+    return cells
 
 
-def neighbour_pairs(cells: torch.Tensor, offsets: torch.Tensor, shift: tuple[int, int]) -> tuple[torch.Tensor, ...]:
-    """Pairs of tiles of the same bag that lie a given shift apart.
+def neighbour_pairs(cells: torch.Tensor, slide: torch.Tensor, shift: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+    """Pairs of tiles of the same slide that lie a given shift apart.
 
     Args:
         cells: From :func:`lattice`.
-        offsets: int64 (B + 1,).
+        slide: int64 (N,) of :func:`slides_of`.
         shift: Columns and rows from the first to the second of a pair.
 
     Returns:
@@ -84,10 +107,9 @@ def neighbour_pairs(cells: torch.Tensor, offsets: torch.Tensor, shift: tuple[int
     """
     reach = max(abs(shift[0]), abs(shift[1])) + 1
     across, down = (cells.max(dim=0).values + 2 * reach).tolist()
-    owner = owners(offsets)
 
     def keys(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return (owner * across + x + reach) * down + y + reach  # type: ignore[no-any-return]
+        return (slide * across + x + reach) * down + y + reach  # type: ignore[no-any-return]
 
     ranked, order = keys(cells[:, 0], cells[:, 1]).sort(stable=True)
     wanted = keys(cells[:, 0] + shift[0], cells[:, 1] + shift[1])
@@ -102,14 +124,15 @@ class Neighbours:
     """The eight neighbours of every tile.
 
     Args:
-        coords: int64 (N, 2) level-0 corners.
+        coords: int64 (N, 2) level-0 corners; or (N, 3), see :func:`slides_of`.
         offsets: int64 (B + 1,).
     """
 
     def __init__(self, coords: torch.Tensor, offsets: torch.Tensor) -> None:
-        cells = lattice(coords, offsets)
+        slide = slides_of(coords, offsets)
+        cells = lattice(coords, slide)
         shifts = [(x, y) for x, y in itertools.product((-1, 0, 1), repeat=2) if (x, y) != (0, 0)]
-        pairs = [neighbour_pairs(cells, offsets, shift) for shift in shifts]
+        pairs = [neighbour_pairs(cells, slide, shift) for shift in shifts]
         first, second = (torch.cat([pair[i] for pair in pairs]) for i in range(2))
         order = first.argsort(stable=True)
         count = torch.bincount(first, minlength=len(coords))
@@ -124,18 +147,19 @@ class Neighbours:
 
 
 def regions(coords: torch.Tensor, offsets: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gather tiles into square regions of ``side`` x ``side`` lattice steps.
+    """Gather tiles into square regions of ``side`` x ``side`` lattice steps, each of one slide.
 
     Returns:
         int64 (N,): the tiles, region after region; int64 (R + 1,): offsets of the regions; int64 (B + 1,): offsets of
         the bags in regions.
     """
-    cells = lattice(coords, offsets).div(side, rounding_mode="floor")
+    slide = slides_of(coords, offsets)
+    cells = lattice(coords, slide).div(side, rounding_mode="floor")
     down, across = int(cells[:, 1].max()) + 1, int(cells[:, 0].max()) + 1
-    owner = owners(offsets.cpu())
-    keys, order = ((owner * across + cells[:, 0]) * down + cells[:, 1]).sort(stable=True)
+    keys, order = ((slide * across + cells[:, 0]) * down + cells[:, 1]).sort(stable=True)
     names, count = torch.unique_consecutive(keys, return_counts=True)
-    per_bag = torch.bincount(names.div(across * down, rounding_mode="floor"), minlength=len(offsets) - 1)
+    bag_of_slide = torch.empty(int(slide.max()) + 1, dtype=torch.int64).scatter_(0, slide, owners(offsets.cpu()))
+    per_bag = torch.bincount(bag_of_slide[names.div(across * down, rounding_mode="floor")], minlength=len(offsets) - 1)
     return order.to(coords.device), _offsets(count), _offsets(per_bag)
 
 

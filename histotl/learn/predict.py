@@ -104,8 +104,9 @@ def predict(
     for rows in chosen.bags.chunks(config.batch_tiles):
         packed = chosen.bags.gather(rows)
         ids = chosen.ids[done : done + len(rows)]
+        place = None if tiles is None else TilePlaces.of(tiles, chosen.bags, rows, store)
         views = (chosen.bags.gather(rows, view=view) for view in range(store.source.n_views))
-        parts.append(case_columns(loaded, packed, views, ids, tiles, priors))
+        parts.append(case_columns(loaded, packed, views, ids, place, priors))
         done += len(rows)
         report(Step(stage="predict", done=done, total=len(chosen.ids), item=ids[-1]))
     frame = pd.DataFrame({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
@@ -113,6 +114,9 @@ def predict(
     frame["model_split"] = _splits_of(model_folder, loaded.id_column, chosen.ids)
     meta = _meta(loaded, model_folder, features, config, store.views)
     meta |= {"keep": keep, "no_row_kept": list(store.emptied)}
+    if loaded.bag and store.kind == "slides":
+        spans = (store.spans(chosen.bags.rows_of(place)) for place in range(len(chosen.ids)))
+        meta["members"] = {case: [slide for slide, _ in found] for case, found in zip(chosen.ids, spans, strict=True)}
     if chosen.bags.covariates is not None:
         meta["covariates"] = loaded.covariates.account(chosen.bags.covariates)
     write_predictions(out, frame, tasks=loaded.tasks, id_column=loaded.id_column, meta=meta)
@@ -146,12 +150,24 @@ def choose(model: Model, store: BagStore, config: PredictConfig) -> Chosen:
             lacking.append(name)
         elif place[name] not in (rows := cases.setdefault(owner, [])):
             rows.append(place[name])
+    if store.kind == "slides":
+        _refuse_in_two(cases, store)
     if not cases:
         cure = "check the table's ids against the features"
         raise TableError(f"no row of {config.table} that is to be predicted has features", hint=cure)
     values = _of_table(model, frame, [lines[owner] for owner in cases], config)
     bags = replace(store.bags(list(cases.values())), covariates=values)
     return Chosen(ids=tuple(cases), bags=bags, lacking=tuple(lacking))
+
+
+def _refuse_in_two(cases: Mapping[str, Sequence[int]], store: BagStore) -> None:
+    """Raise where a slide is of two bags: its tiles could be scored for one only."""
+    of: dict[int, str] = {}
+    for owner, places in cases.items():
+        for place in places:
+            if (other := of.setdefault(place, owner)) != owner:
+                fact = f"slide {store.ids[place]!r} is in two bags: {other!r} and {owner!r}"
+                raise TableError(fact, hint="give every slide one bag")
 
 
 def _without_table(model: Model, n: int, config: PredictConfig) -> CovariateValues | None:
@@ -198,12 +214,34 @@ def _tell(report: Report, chosen: Chosen) -> None:
         report(Step(stage="predict", message=f"{n} rows of the table have no features and get no answer: {shown}"))
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TilePlaces:
+    """Where the scores of the tiles of some cases go.
+
+    Args:
+        folder: It gets one file a slide.
+        slides: (slide id, its rows among those of the cases), in their order.
+        coords_l0: int64 (N, 2) corners of the rows.
+    """
+
+    folder: Path
+    slides: Sequence[tuple[str, slice]]
+    coords_l0: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, folder: Path, bags: Bags, chosen: npt.NDArray[np.int64], store: BagStore) -> TilePlaces | None:
+        """Of the bags ``chosen``, which follow each other; None where the features have no coordinates."""
+        rows = bags.rows[bags.offsets[chosen[0]] : bags.offsets[chosen[-1] + 1]]
+        coords = store.source.coords(rows)
+        return None if coords is None else cls(folder=folder, slides=store.spans(rows), coords_l0=coords)
+
+
 def case_columns(
     model: Model,
     packed: Packed,
     views: Iterable[Packed],
     ids: tuple[str, ...],
-    tiles: Path | None,
+    tiles: TilePlaces | None,
     priors: Mapping[str, Floats],
 ) -> Columns:
     """Columns for some cases, the mean over plain features and views; tile scores are written on the way."""
@@ -225,8 +263,8 @@ def case_columns(
     if first is not None:
         columns["failure_score"] = entropy(found[first.name])
     columns["n_tiles"] = np.diff(offsets)
-    if tiles is not None and packed.coords is not None:
-        _write_tiles(model, packed, ids, tiles, answers, gate)
+    if tiles is not None:
+        _write_tiles(model, tiles, answers, gate)
     return columns
 
 
@@ -252,9 +290,7 @@ def _added(one: Answers, other: Answers) -> Answers:
     return Answers(tasks=tasks, uncalibrated=plain, weights=weights)
 
 
-def _write_tiles(
-    model: Model, packed: Packed, ids: tuple[str, ...], folder: Path, answers: Answers, gate: GateScores | None
-) -> None:
+def _write_tiles(model: Model, tiles: TilePlaces, answers: Answers, gate: GateScores | None) -> None:
     scores: dict[str, npt.NDArray[np.float64]] = {}
     if answers.weights is not None and not model.members[0].pools_first:
         scores |= _attention(model, answers.weights)
@@ -265,12 +301,9 @@ def _write_tiles(
             names = [probability_column(task, name) for name in task.classes] or [task.name]
             # A slash would make a group of the column.
             scores |= {name.replace("/", "_"): answers.tasks[task.name][:, i] for i, name in enumerate(names)}
-    if packed.coords is None or not scores:
-        return
-    offsets, coords = packed.offsets.numpy(), packed.coords.numpy()
-    for slide_id, start, stop in zip(ids, offsets[:-1], offsets[1:], strict=True):
-        part = {name: values[start:stop] for name, values in scores.items()}
-        write_tile_scores(folder / f"{slide_id}.h5", coords[start:stop], part, {"slide_id": slide_id})
+    for slide_id, rows in tiles.slides if scores else ():
+        part = {name: values[rows] for name, values in scores.items()}
+        write_tile_scores(tiles.folder / f"{slide_id}.h5", tiles.coords_l0[rows], part, {"slide_id": slide_id})
 
 
 def _attention(model: Model, weights: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:

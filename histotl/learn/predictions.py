@@ -1,6 +1,6 @@
 """The predictions folder: ``predictions.csv``, ``predictions.json`` and ``tile_scores/``.
 
-``predictions.csv`` has one row a slide (first column ``slide_id``), a patch (``path``), or a bag of patches (the column
+``predictions.csv`` has one row a slide (first column ``slide_id``), a patch (``path``), or a bag of them (the column
 that gathered them). Classification tasks give ``<task>`` (the class) and ``<task>:<class>`` (probabilities that sum to
 1; with ``:uncalibrated`` behind it the one before calibration) and ``<task>:set`` (classes that hold the true one as
 often as training was asked for, joined by ``;``), ordinal ones also ``<task>:expected`` (mean grade, 0 = lowest).
@@ -55,6 +55,12 @@ class Predictions:
     def id_column(self) -> str:
         """Name of the column that identifies a row."""
         return str(self.meta["id_column"])
+
+    @property
+    def members(self) -> dict[str, list[str]]:
+        """Bag of slides -> its slides; empty where rows are slides or patches, or bags of these."""
+        found = self.meta.get("members")
+        return {str(bag): [*map(str, slides)] for bag, slides in found.items()} if isinstance(found, dict) else {}
 
     def tile_scores(self, slide_id: str) -> Path | None:
         """File with the scores of a slide's tiles, None when there is none."""

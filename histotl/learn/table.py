@@ -23,11 +23,11 @@ OOD_SPLIT = "ood"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cases:
-    """What gets one answer each: slides, patches, or bags of patches. n cases.
+    """What gets one answer each: slides, patches, or bags of them. n cases.
 
     Args:
         ids: Name of each case.
-        members: Names of features of each case: itself, or the patches of a bag.
+        members: Names of features of each case: itself, or the slides or patches of a bag.
         patients: Patient of each case.
         splits: ``train``, ``val``, ``test``, or empty for a case that the table gives no split.
         tasks: Tasks with their classes known.

@@ -189,9 +189,6 @@ def pick_level(config: TrainConfig, store: BagStore) -> Level:
     Raises:
         UsageError: Bags were asked for in a way that the features do not allow.
     """
-    if store.kind == "slides" and config.bag:
-        cure = "drop --bag: a slide is a bag already"
-        raise UsageError(f"--bag {config.bag} is for patch sets, these are features of slides", hint=cure)
     if store.kind == "patches" and config.level == "slide" and not config.bag:
         raise UsageError("--level slide on a patch set without bags", hint="add --bag patient, or another column")
     if config.level == "auto":

@@ -182,3 +182,19 @@ def test_the_attention_of_every_task_is_drawn(
     page = result.report_html.read_text()
     assert len(re.findall(r'<img src="data:image/jpeg;base64,', page)) == 4
     assert "<figcaption>attention for grade: how much" in page
+
+
+def test_a_bag_is_shown_by_its_slides(
+    study: Callable[..., object], embedded: Callable[..., Path], tmp_path: Path
+) -> None:
+    made = study(n=60)
+    embedded(made, ["slide-a", "slide-b"])
+    meta = made.predictions / "predictions.json"
+    content = json.loads(meta.read_text(encoding="utf-8"))
+    meta.write_text(json.dumps({**content, "members": {"slide-040": ["slide-a", "slide-b"]}}), encoding="utf-8")
+    result = _run(made, tmp_path / "out")
+    first, second = _cards(result, made)
+    assert [(card.name, card.case) for card in (first, second)] == [("slide-a", "slide-040"), ("slide-b", "slide-040")]
+    assert first.tasks == second.tasks
+    assert first.tasks[0].predicted
+    assert "slide-a of slide-040" in result.report_html.read_text(encoding="utf-8")

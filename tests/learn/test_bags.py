@@ -39,7 +39,17 @@ def test_bags_from_files(tmp_path: Path, write_slide: Write, monkeypatch: pytest
     np.testing.assert_array_equal(packed.x, np.concatenate([arrays[2], arrays[1], arrays[0], arrays[3]]))
     assert packed.offsets.tolist() == [0, 5, 6, 11]
     assert packed.coords is not None
-    assert packed.coords[:2].tolist() == [[0, 0], [448, 0]]
+    assert packed.coords[:2].tolist() == [[0, 0, 3], [448, 0, 3]]
+    assert packed.coords[:, 2].tolist() == [3] * 5 + [2] + [1] * 3 + [4] * 2, (
+        "a bag joins slides: which tile is of which"
+    )
+    kept = bags.subset(np.array([1])).thinned(4, seed=0).gather(np.array([0]))
+    assert kept.coords is not None
+    assert kept.coords.shape == (4, 3)
+    alone = store.bags([[2], [1]]).gather(np.array([0, 1])).coords
+    assert alone is not None
+    assert alone.shape == (6, 2), "where none does, corners are all"
+    assert store.spans(bags.rows_of(1)) == [("S0", slice(0, 3)), ("S3", slice(3, 5))]
     mixed = np.array([10, 0, 4, 3, 10])
     np.testing.assert_array_equal(store.source.read(mixed), np.concatenate(arrays)[mixed])
 

@@ -209,8 +209,6 @@ def test_wrong_levels_and_tables(
     (patches, patch_file), (slides, slide_folder) = patch_cohort, slide_cohort
     with pytest.raises(UsageError, match="without bags"):
         train(patches, patch_file, tmp_path / "m", tasks=PATCH_TASKS, config=replace(quick, level="slide"))
-    with pytest.raises(UsageError, match="is for patch sets"):
-        train(slides, slide_folder, tmp_path / "m", tasks=LESION, config=replace(quick, bag="patient"))
     with pytest.raises(UsageError, match="no task"):
         train(slides, slide_folder, tmp_path / "m", tasks=())
     with pytest.raises(UsageError, match="two tasks"):

@@ -67,7 +67,8 @@ class AggregatorModule(Protocol):
         Args:
             x: float (N, D) tile vectors of all bags, bag after bag.
             offsets: int64 (B + 1,): bag b holds rows ``offsets[b]:offsets[b + 1]``; no bag is empty.
-            coords: int64 (N, 2) level-0 corners, for aggregators that look at positions.
+            coords: int64 (N, 2) level-0 corners, for aggregators that look at positions; with a third column, which
+                says the slide of each tile, where bags join several (:func:`histotl.learn.lattice.slides_of`).
         """
 
 

@@ -14,7 +14,7 @@ from histotl.core.registry import register
 from histotl.learn.aggregators.base import Aggregated, Outputs
 from histotl.learn.attention import SelfAttention, check_heads, with_token
 from histotl.learn.gated import Embedding, check_layers
-from histotl.learn.lattice import Position, lattice, need_coords, neighbour_pairs
+from histotl.learn.lattice import Position, lattice, need_coords, neighbour_pairs, slides_of
 
 
 @register("aggregator", "transmil")
@@ -93,10 +93,11 @@ class LatticeConv(nn.Module):
         self.weight = nn.Parameter(torch.randn(len(self.shifts), width) / kernel)
 
     def forward(self, h: torch.Tensor, coords: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """(N, d) and int64 (N, 2) into (N, d)."""
-        cells, found = lattice(coords, offsets), torch.zeros_like(h)
+        """(N, d) and int64 (N, 2) or (N, 3) into (N, d)."""
+        slide = slides_of(coords, offsets)
+        cells, found = lattice(coords, slide), torch.zeros_like(h)
         for shift, weight in zip(self.shifts, self.weight, strict=True):
-            first, second = (rows.to(h.device) for rows in neighbour_pairs(cells, offsets, shift))
+            first, second = (rows.to(h.device) for rows in neighbour_pairs(cells, slide, shift))
             if len(first):
                 found = found.index_add(0, first, h[second] * weight)
         return found

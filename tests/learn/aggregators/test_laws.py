@@ -91,6 +91,26 @@ def test_place_of_the_slide_does_not_matter_and_two_calls_are_equal(spec: str) -
     assert all(torch.equal(answer, again.direct[name]) for name, answer in before.direct.items())
 
 
+@pytest.mark.parametrize("spec", SPECS)
+def test_places_on_different_slides_of_a_bag_have_nothing_to_do_with_each_other(spec: str) -> None:
+    """Two slides of 30 tiles in one bag, at the same corners; then the second lies elsewhere and comes first."""
+    module, (x, _, coords) = build(spec), pack([30, 30])
+    offsets, slide = torch.tensor([0, 60]), torch.tensor([[4]] * 30 + [[9]] * 30)
+    before = module(x, offsets, torch.cat([coords, slide], dim=1))
+    moved = torch.cat([coords[:30], coords[30:] + torch.tensor([443 * 3, 1_300])])
+    order = torch.cat([torch.arange(30, 60), torch.arange(30)])
+    same(before, module(x[order], offsets, torch.cat([moved, slide], dim=1)[order]))
+
+
+@pytest.mark.parametrize("name", sorted(NEED_COORDS))
+def test_neighbours_are_of_the_same_slide(name: str) -> None:
+    """The same tiles are another bag when they lie on one slide."""
+    module, (x, _, coords) = build(small(name)), pack([30, 30])
+    offsets, slide = torch.tensor([0, 60]), torch.tensor([[4]] * 30 + [[9]] * 30)
+    apart, together = (module(x, offsets, places) for places in (torch.cat([coords, slide], dim=1), coords))
+    assert (apart.bags - together.bags).abs().max() > 1e-6
+
+
 @pytest.mark.parametrize("name", sorted(NEED_COORDS))
 def test_places_matter_where_they_are_looked_at(name: str) -> None:
     module, (x, offsets, coords) = build(small(name)), pack([40])
