@@ -10,15 +10,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from histotl.core.errors import TableError
 from histotl.evaluate.config import EvaluateConfig
 from histotl.evaluate.stage import evaluate_predictions
+from histotl.learn.bags import Packed
 from histotl.learn.config import PredictConfig, TrainConfig
 from histotl.learn.cross_config import CrossConfig
 from histotl.learn.cross_validate import cross_validate
 from histotl.learn.explain_config import ExplainConfig
 from histotl.learn.explaining import explain
+from histotl.learn.model import load_model
 from histotl.learn.predict import predict
 from histotl.learn.predictions import read_predictions
 from histotl.learn.task import Task
@@ -78,7 +81,9 @@ def test_patients_with_several_slides(
         name: set(slides) for name, slides in table.groupby("patient")["slide_id"]
     }
 
-    asked = ExplainConfig(device="cpu", table=str(path), splits=("test",), method=("leave_one_out",), faithfulness=4)
+    asked = ExplainConfig(
+        device="cpu", table=str(path), splits=("test",), method=("leave_one_out", "attention"), faithfulness=4
+    )
     explained = explain(model.folder, features, out, config=asked)
     assert (explained.slides, explained.unit) == (8, "bags")
     assert set(explained.tested_on) <= {f"P{i:02d}" for i in range(20, 28)}
@@ -86,6 +91,8 @@ def test_patients_with_several_slides(
     shown = [read_tile_scores(out / "tile_scores" / f"{name}.h5").columns for name in positive]
     speaks = [columns["lesion:yes:leave_one_out"] for columns in shown]
     assert np.mean([s[:3].mean() for s in speaks]) > np.mean([s[3:].mean() for s in speaks]), "the shifted tiles"
+    for columns in shown:
+        np.testing.assert_allclose(columns["lesion:attention"], columns["attention"], atol=1e-5)
     train_only = table.loc[table["split"] == "train", "slide_id"].iloc[0]
     assert "lesion:yes:leave_one_out" not in read_tile_scores(out / "tile_scores" / f"{train_only}.h5").columns
 
@@ -104,6 +111,15 @@ def test_the_place_of_another_slide_does_not_change_an_answer(
         out = predict(model, features, tmp_path / name, config=PredictConfig(device="cpu", table=str(path)))
         answers.append(read_predictions(out).frame.set_index("patient")["lesion:yes"].sort_index())
     pd.testing.assert_series_equal(*answers, rtol=1e-5)
+    # The same as on one slide with so much glass between the parts that none has neighbours in another.
+    loaded = load_model(model)
+    for patient, slides in table.groupby("patient")["slide_id"]:
+        files = [open_embeddings(features / f"{name}.h5") for name in slides]
+        corners = [np.asarray(file.coords_l0) + 448 * 1000 * k for k, file in enumerate(files)]
+        x = torch.from_numpy(np.concatenate([file.read() for file in files])).float()
+        packed = Packed(x=x, offsets=torch.tensor([0, len(x)]), coords=torch.from_numpy(np.concatenate(corners)))
+        wanted = loaded.answer(packed).tasks["lesion"][0, 1]
+        assert answers[0][patient] == pytest.approx(wanted, rel=1e-4), patient
 
 
 def test_a_slide_of_two_patients_is_refused(
