@@ -52,15 +52,22 @@ class Plain(torch.nn.Module):
 
 
 class Epoch:
-    """Bags of log-normal sizes and the network that is trained on them, in the ways that are compared."""
+    """Bags of log-normal sizes and the network that is trained on them, in the ways that are compared.
 
-    def __init__(self, inputs: Inputs) -> None:
+    Args:
+        inputs: How large.
+        bags: How many; 0 for the scale's.
+        middle: Tiles of a bag, as the median of their distribution; 0 for slides of hundreds.
+    """
+
+    def __init__(self, inputs: Inputs, bags: int = 0, middle: float = 0) -> None:
         scale, rng = inputs.scale, np.random.default_rng(7)
-        middle = float(np.sqrt(scale.bag_rows[0] * scale.bag_rows[1]))
-        sizes = np.maximum(1, middle * np.exp(SPREAD * rng.standard_normal(scale.bags))).astype(np.int64)
+        middle = middle or float(np.sqrt(scale.bag_rows[0] * scale.bag_rows[1]))
+        bags = bags or scale.bags
+        sizes = np.maximum(1, middle * np.exp(SPREAD * rng.standard_normal(bags))).astype(np.int64)
         self.x = rng.standard_normal((int(sizes.sum()), scale.dim), dtype=np.float32)
         self.bags = Bags.of(ArrayRows(self.x), np.split(np.arange(len(self.x)), np.cumsum(sizes)[:-1]))
-        labels = {"type": np.arange(scale.bags) % 3.0}
+        labels = {"type": np.arange(bags) % 3.0}
         self.objective = Objective([Task(name="type", kind="multiclass", classes=("a", "b", "c"))], labels)
         self.targets = self.objective.tensor(labels)
         self.architecture = Architecture(
@@ -134,6 +141,21 @@ class Epoch:
 def one_at_a_time(inputs: Inputs) -> Case:
     """An epoch of gated attention, sixteen packed bags a step, against a step for every bag as most tools do it."""
     epoch = Epoch(inputs)
+    return Case(
+        name=f"{epoch.title}, packed by {BAG_BATCH}",
+        against="plain modules, one bag a step",
+        goal=1 / 3,
+        ours=lambda: _in_a_run(lambda: epoch.packed(BAG_BATCH), large_blocks_kept()),
+        reference=lambda: _in_a_run(lambda: epoch.plain(1)),
+        units=len(epoch.x),
+        unit="tiles",
+    )
+
+
+@case("learn/mil-specimens")
+def specimens(inputs: Inputs) -> Case:
+    """The same with specimens of a few patches, as polyp data sets have them: one is little work for a product."""
+    epoch = Epoch(inputs, bags=min(8 * inputs.scale.bags, 128), middle=5)
     return Case(
         name=f"{epoch.title}, packed by {BAG_BATCH}",
         against="plain modules, one bag a step",

@@ -165,12 +165,22 @@ def sweep_abmil(inputs: Inputs) -> Case:
     return _sweep_case(inputs, "abmil", 32, 4, "cpu", spec)
 
 
-def _against(inputs: Inputs, name: str, batch: int) -> Case:
-    """Five epochs of gated attention of CLAM's size, read from files; ours looks at val after every step."""
+def _against(inputs: Inputs, name: str, batch: int, *, specimens: bool = False) -> Case:
+    """Five epochs of gated attention of CLAM's size, read from files; ours looks at val twenty times.
+
+    Args:
+        inputs: How large.
+        name: Of the tool.
+        batch: Its bags in one step.
+        specimens: Bags are of a few patches instead of hundreds of tiles.
+    """
     peer = peers.start(inputs, name, "training")
-    bags, n_val, middle, epochs = (8, 2, 6, 1) if _is_tiny(inputs) else (36, 4, 500, 5)
+    bags, n_val, middle, epochs = (144, 16, 5, 5) if specimens else (36, 4, 500, 5)
+    if _is_tiny(inputs):
+        bags, n_val, middle, epochs = 8, 2, 6, 1
     rng = np.random.default_rng(11)
-    folder = inputs.folder / "train-peers"
+    kind = "specimens" if specimens else "slides"
+    folder = inputs.folder / f"train-peers-{kind}"
     if not folder.is_dir():
         folder.mkdir()
         for number, rows in enumerate(_sizes(bags, middle, rng)):
@@ -202,7 +212,7 @@ def _against(inputs: Inputs, name: str, batch: int) -> Case:
         against=f"{name}'s own loops, {how}",
         goal=0.2,
         ours=ours,
-        reference=lambda: peer.train(folder, inputs.folder / f"{name}-files", n_val=n_val, epochs=epochs, batch=batch),
+        reference=lambda: peer.train(folder, inputs.folder / f"{name}-{kind}", n_val=n_val, epochs=epochs, batch=batch),
         same=lambda mine, theirs: mine == theirs,
         threads=None,
         most_rounds=3,
@@ -214,6 +224,18 @@ def _against(inputs: Inputs, name: str, batch: int) -> Case:
 def clam(inputs: Inputs) -> Case:
     """Against CLAM's training, which reads each bag anew in every epoch."""
     return _against(inputs, "CLAM", 1)
+
+
+@case("train/clam-specimens")
+def clam_specimens(inputs: Inputs) -> Case:
+    """The same on specimens of a few patches."""
+    return _against(inputs, "CLAM", 1, specimens=True)
+
+
+@case("train/torchmil-specimens")
+def torchmil_specimens(inputs: Inputs) -> Case:
+    """Likewise, against torchmil's."""
+    return _against(inputs, "torchmil", 1, specimens=True)
 
 
 @case("train/torchmil")
