@@ -64,10 +64,11 @@ class Position(nn.Module):
 
     def forward(self, coords: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         """int64 (N, 2) or (N, 3), see :func:`slides_of`, into float (N, width)."""
-        place, slide = coords[:, :2].double(), slides_of(coords, offsets).to(coords.device)
+        place, slide = coords[:, :2].double(), slides_of(coords, offsets)
+        count, slide = torch.bincount(slide).to(place), slide.to(coords.device)
         # Sums of whole numbers are exact, in any order.
-        total = place.new_zeros(int(slide.max()) + 1, 2).index_add_(0, slide, place)
-        place = place - (total / torch.bincount(slide)[:, None])[slide]
+        middle = place.new_zeros(len(count), 2).index_add_(0, slide, place) / count[:, None]
+        place = place - middle[slide]
         angles = (place[:, :, None] * (2 * math.pi / torch.tensor(WAVES, device=coords.device).double())).flatten(1)
         waves = torch.cat([angles.sin(), angles.cos()], dim=1)
         return self.linear(waves.to(self.linear.weight.dtype))  # type: ignore[no-any-return]
