@@ -140,31 +140,14 @@ class Epoch:
 @case("learn/mil-batch-1")
 def one_at_a_time(inputs: Inputs) -> Case:
     """An epoch of gated attention, sixteen packed bags a step, against a step for every bag as most tools do it."""
-    epoch = Epoch(inputs)
-    return Case(
-        name=f"{epoch.title}, packed by {BAG_BATCH}",
-        against="plain modules, one bag a step",
-        goal=1 / 3,
-        ours=lambda: _in_a_run(lambda: epoch.packed(BAG_BATCH), large_blocks_kept()),
-        reference=lambda: _in_a_run(lambda: epoch.plain(1)),
-        units=len(epoch.x),
-        unit="tiles",
-    )
+    return _against_plain(Epoch(inputs), 1, "plain modules, one bag a step")
 
 
 @case("learn/mil-specimens")
 def specimens(inputs: Inputs) -> Case:
     """The same with specimens of a few patches, as polyp data sets have them: one is little work for a product."""
     epoch = Epoch(inputs, bags=min(8 * inputs.scale.bags, 128), middle=5)
-    return Case(
-        name=f"{epoch.title}, packed by {BAG_BATCH}",
-        against="plain modules, one bag a step",
-        goal=1 / 3,
-        ours=lambda: _in_a_run(lambda: epoch.packed(BAG_BATCH), large_blocks_kept()),
-        reference=lambda: _in_a_run(lambda: epoch.plain(1)),
-        units=len(epoch.x),
-        unit="tiles",
-    )
+    return _against_plain(epoch, 1, "plain modules, one bag a step")
 
 
 @case("learn/mil-padded")
@@ -173,12 +156,17 @@ def padded(inputs: Inputs) -> Case:
     epoch = Epoch(inputs)
     steps = [epoch.bags.sizes[chosen] for chosen in _parts(len(epoch.bags), BAG_BATCH)]
     cells = sum(len(sizes) * int(sizes.max()) for sizes in steps)
+    how = f"plain modules, padded with a mask, {cells / len(epoch.x):.1f} cells a tile"
+    return _against_plain(epoch, BAG_BATCH, how)
+
+
+def _against_plain(epoch: Epoch, bags_a_step: int, how: str) -> Case:
     return Case(
         name=f"{epoch.title}, packed by {BAG_BATCH}",
-        against=f"plain modules, padded with a mask, {cells / len(epoch.x):.1f} cells a tile",
+        against=how,
         goal=1 / 3,
         ours=lambda: _in_a_run(lambda: epoch.packed(BAG_BATCH), large_blocks_kept()),
-        reference=lambda: _in_a_run(lambda: epoch.plain(BAG_BATCH)),
+        reference=lambda: _in_a_run(lambda: epoch.plain(bags_a_step)),
         units=len(epoch.x),
         unit="tiles",
     )
