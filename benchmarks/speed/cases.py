@@ -14,6 +14,7 @@ from benchmarks.speed import (  # noqa: F401
     cases_mil,
     cases_pixels,
     cases_read,
+    cases_readers,
     cases_store,
     cases_tissue,
     cases_train,

@@ -12,7 +12,6 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import numpy.typing as npt
-import openslide
 import tifffile
 
 from benchmarks.speed.harness import Case, Figure, Measured, Sides, case
@@ -81,7 +80,7 @@ class Bands:
             stop = min(start + CHUNK, rows.stop)
             place = (start - rows.start) % len(self.buffer)
             self.reader.read(slice(start, stop), out=self.buffer[place : place + stop - start])
-        return _per_tile(began, cpu, rows, self.buffer[: rows.stop - rows.start])
+        return per_tile(began, cpu, rows, self.buffer[: rows.stop - rows.start])
 
     def close(self) -> None:
         self.reader.close()
@@ -92,7 +91,7 @@ class Bands:
         return self.grid.coords_l0[rows]
 
 
-def _per_tile(began: float, cpu: float, rows: slice, result: object = None) -> Measured:
+def per_tile(began: float, cpu: float, rows: slice, result: object = None) -> Measured:
     count = rows.stop - rows.start
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     return Measured(value=seconds / count, cpu=cpu / count, result=result)
@@ -109,7 +108,7 @@ def _against_decoding(bands: Bands, name: str, goal: float) -> Case:
         data = files.spread(files.under(bands.corners(rows), footprint), (rows.stop - rows.start) * area)
         cpu, began = time.process_time(), time.perf_counter()
         decode_all(data)
-        measured = _per_tile(began, cpu, rows)
+        measured = per_tile(began, cpu, rows)
         # Whole tiles are decoded, so the area is met to half a tile; the rest is made up for.
         exact = (rows.stop - rows.start) * area / (len(data) * files.side**2)
         return dataclasses.replace(measured, value=measured.value * exact)
@@ -166,47 +165,6 @@ def half_scale(inputs: Inputs) -> Case:
     return _against_decoding(Bands(inputs.huge, 256, mpp=2 * MPP), "tile read 256 px at half scale (40x to 20x)", 1.8)
 
 
-def _against_openslide(bands: Bands, name: str) -> Case:
-    """OpenSlide, Pillow, NumPy: what most tools do for every tile."""
-    slide = openslide.OpenSlide(bands.slide.info.path)
-    side, buffer = bands.grid.spec.tile_px, np.zeros_like(bands.buffer)
-
-    def read() -> Measured:
-        rows = bands.next("reference")
-        tiles = buffer[: rows.stop - rows.start]
-        cpu, began = time.process_time(), time.perf_counter()
-        for index, (x, y) in enumerate(bands.corners(rows).tolist()):
-            tiles[index] = np.asarray(slide.read_region((x, y), 0, (side, side)).convert("RGB"))
-        return _per_tile(began, cpu, rows, tiles)
-
-    def close() -> None:
-        bands.close()
-        slide.close()
-
-    return Case(
-        name=name,
-        against="raw OpenSlide `read_region` → RGB → NumPy",
-        ours=bands.read,
-        reference=read,
-        same=np.array_equal,
-        goal=0.25,
-        figures=(Figure(text="{} tiles/s", of=lambda s: 1 / s.ours),),
-        close=close,
-    )
-
-
-@case("read/aligned-openslide")
-def aligned_openslide(inputs: Inputs) -> Case:
-    """Equal pixels, checked in the warm-up."""
-    return _against_openslide(Bands(inputs.huge, 256, keep=True), "tile read 256 px, aligned")
-
-
-@case("read/unaligned-openslide")
-def unaligned_openslide(inputs: Inputs) -> Case:
-    """Likewise."""
-    return _against_openslide(Bands(inputs.huge, 224, keep=True), "tile read 224 px from JPEG tiles of 256")
-
-
 @case("read/jpeg2000")
 def jpeg2000(inputs: Inputs) -> Case:
     """Tiles of 256 px, each one JPEG 2000 code-stream. A new reader each time: the slide is small."""
@@ -234,7 +192,7 @@ def jpeg2000(inputs: Inputs) -> Case:
 
 
 @contextmanager
-def _reading(slide: Slide, grid: TileGrid, rows: slice, threads: int) -> Iterator[Callable[[], None]]:
+def reading(slide: Slide, grid: TileGrid, rows: slice, threads: int) -> Iterator[Callable[[], None]]:
     """Work for a number of threads, which take parts of the rows in turn, with the settings and buffers of a run."""
     parts = iter(range(rows.start, rows.stop, PART_TILES))
     side, lock = grid.spec.tile_px, threading.Lock()
@@ -285,7 +243,7 @@ def _two_threads(inputs: Inputs, tile_px: int, how: str) -> Case:
     def ours() -> Measured:
         took = []
         for threads in (1, 2):
-            with _reading(bands.slide, bands.grid, rows, threads) as work:
+            with reading(bands.slide, bands.grid, rows, threads) as work:
                 began = time.perf_counter()
                 work()
                 took.append(time.perf_counter() - began)

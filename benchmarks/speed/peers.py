@@ -3,13 +3,14 @@
 ``--peers DIR`` (or ``HISTOTL_PEERS``) names a folder with git checkouts called ``TRIDENT``, ``CLAM`` and ``torchmil``.
 Each runs in a process of its own, with its own loops and defaults, and tells the time that the loop took; importing is
 not counted. What they import beside torch may be in a virtual environment ``DIR/venv``, whose Python is then used; the
-packages of this one are visible to it.
+packages of this one are visible to it. Libraries that only read slides are packages, there or in this environment.
 """
 
 from __future__ import annotations
 
 import os
 import site
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,17 +85,60 @@ def start(inputs: Inputs, name: str, part: str = "") -> Peer:
     checkout = inputs.peers / name
     if not checkout.is_dir():
         raise NotMeasured(f"--peers has no checkout called {name}")
-    own = inputs.peers / "venv" / "bin" / "python"
+    interpreter, environment = _interpreter(inputs)
+    command = [interpreter, "-m", "benchmarks.speed.peer", f"{name} {part}".strip(), str(checkout)]
+    return Peer(name=name, worker=Worker(command, environment))
+
+
+PACKAGES = {"cucim": "cucim-cu12", "fastslide": "fastslide", "tiffslide": "tiffslide"}
+"""Libraries that read slides: module -> package."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Library:
+    """A library that reads tiles of a slide, in a process of its own.
+
+    Args:
+        worker: The process.
+    """
+
+    worker: Worker
+
+    def read(
+        self, corners: npt.NDArray[np.integer], side: int, *, threads: int = 1, save: Path | None = None
+    ) -> Measured:
+        """Seconds for tiles at level-0 corners (n, 2); ``save`` gets their pixels, uint8 (n, side, side, 3)."""
+        answer = self.worker.call(
+            corners=corners.tolist(), side=side, threads=threads, save="" if save is None else str(save)
+        )
+        return Measured(value=answer["seconds"], cpu=answer["cpu"])
+
+
+def start_library(inputs: Inputs, name: str, slide: Path) -> Library:
+    """Open a slide with a library.
+
+    Args:
+        inputs: Where other tools are.
+        name: A key of :data:`PACKAGES`.
+        slide: The file.
+
+    Raises:
+        NotMeasured: It cannot be imported.
+    """
+    interpreter, environment = _interpreter(inputs)
+    everything = {**os.environ, **environment}
+    found = subprocess.run([interpreter, "-c", f"import {name}"], env=everything, capture_output=True, check=False)
+    if found.returncode:
+        raise NotMeasured(f"no module {name}: pip install {PACKAGES[name]}, into the peers' venv or beside histotl")
+    return Library(worker=Worker([interpreter, "-m", "benchmarks.speed.peer_reading", name, str(slide)], environment))
+
+
+def _interpreter(inputs: Inputs) -> tuple[str, dict[str, str]]:
+    """What runs other tools, and its environment: packages of this one are visible to it."""
+    own = None if inputs.peers is None else inputs.peers / "venv" / "bin" / "python"
     paths = [str(ROOT), *site.getsitepackages()]
     environment = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore"}
-    command = [
-        str(own) if own.is_file() else python(),
-        "-m",
-        "benchmarks.speed.peer",
-        f"{name} {part}".strip(),
-        str(checkout),
-    ]
-    return Peer(name=name, worker=Worker(command, environment))
+    return (str(own) if own is not None and own.is_file() else python()), environment
 
 
 def features(file: Path) -> npt.NDArray[np.float32]:

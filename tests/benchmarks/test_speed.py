@@ -15,11 +15,12 @@ import openslide
 import pytest
 import simplejpeg
 
+from benchmarks.speed import peers
 from benchmarks.speed.__main__ import main
 from benchmarks.speed.cases import KEYS, chosen, run
 from benchmarks.speed.harness import Case, Figure, Measured, NotMeasured, Timing, measure
 from benchmarks.speed.inputs import TINY, Inputs, JpegTiles, real_slide
-from benchmarks.speed.peers import start
+from benchmarks.speed.peers import start, start_library
 from benchmarks.speed.results import save, table
 from benchmarks.speed.workers import Worker
 
@@ -182,6 +183,40 @@ def test_peers_that_are_not_there_are_named(tmp_path: Path) -> None:
         start(Inputs(tmp_path, TINY), "CLAM")
     with pytest.raises(NotMeasured, match="CLAM"):
         start(Inputs(tmp_path, TINY, peers=tmp_path), "CLAM")
+    with pytest.raises(NotMeasured, match="pip install cucim-cu12"):
+        start_library(Inputs(tmp_path, TINY, peers=_empty(tmp_path)), "cucim", tmp_path / "a.svs")
+
+
+def _empty(folder: Path) -> Path:
+    """A peers' folder whose Python has nothing installed."""
+    python = folder / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "$@"\n')
+    python.chmod(0o755)
+    return folder
+
+
+def test_tiles_of_another_library_are_compared(inputs: Inputs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A library that reads a neighbouring region is found out; one that reads the right one is timed."""
+    monkeypatch.setattr(peers, "ROOT", tmp_path)  # on the path of the process, which works in the real root
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    library = tmp_path / "tiffslide.py"
+    library.write_text(_LIBRARY.format(shift=0))
+    assert run("read/tiffslide", inputs, rounds=1).reference > 0
+    library.write_text(_LIBRARY.format(shift=1))
+    with pytest.raises(ValueError, match="do not give the same"):
+        run("read/tiffslide", inputs, rounds=1)
+
+
+_LIBRARY = """
+import numpy, openslide
+class TiffSlide:
+    def __init__(self, path):
+        self.slide = openslide.OpenSlide(path)
+    def read_region(self, corner, level, size, as_array):
+        corner = corner[0] + {shift}, corner[1]
+        return numpy.asarray(self.slide.read_region(corner, level, size).convert("RGB"))
+"""
 
 
 def test_real_tissue_that_is_not_there_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
