@@ -7,7 +7,7 @@ import time
 import numpy as np
 import openslide
 
-from benchmarks.speed.cases_read import STRETCH, Bands, per_tile, reading
+from benchmarks.speed.cases_read import CHUNK, STRETCH, Bands, per_tile, reading
 from benchmarks.speed.harness import Case, Figure, Measured, case
 from benchmarks.speed.inputs import Inputs, Pixels
 from benchmarks.speed.peers import start_library
@@ -54,33 +54,52 @@ def unaligned_openslide(inputs: Inputs) -> Case:
     return _against_openslide(Bands(inputs.huge, 224, keep=True), "tile read 224 px from JPEG tiles of 256")
 
 
-def _against_library(inputs: Inputs, name: str, called: str, tile_px: int = 224, *, near: float = 0) -> Case:
-    """Another library that reads slides, tile by tile as its users do; its pixels are ours to ``near`` levels."""
-    library, bands = start_library(inputs, name, inputs.huge), Bands(inputs.huge, tile_px, keep=True)
+def _against_library(
+    inputs: Inputs, name: str, called: str, *, threads: int = 1, near: float = 0, tile_px: int = 224
+) -> Case:
+    """Another library that reads slides; its pixels are ours to ``near`` levels on average.
 
-    def read() -> Measured:
-        rows = bands.next("reference")
-        took, count = library.read(bands.corners(rows), tile_px), rows.stop - rows.start
+    With one thread, bands in turn, tile by tile as its users do. With more, the same long stretch every time, in
+    batches that it fills with threads of its own, beside our reader threads.
+    """
+    library, bands = start_library(inputs, name, inputs.huge), Bands(inputs.huge, tile_px, keep=threads == 1)
+    stretch = slice(0, min(STRETCH, len(bands.grid)))
+
+    def ours() -> Measured:
+        if threads == 1:
+            return bands.read()
+        with reading(bands.slide, bands.grid, stretch, threads) as work:
+            cpu, began = time.process_time(), time.perf_counter()
+            work()
+            return per_tile(began, cpu, stretch)
+
+    def theirs() -> Measured:
+        rows = bands.next("reference") if threads == 1 else stretch
+        took, count = library.read(bands.corners(rows), tile_px, threads=threads), rows.stop - rows.start
         return Measured(value=took.value / count, cpu=took.cpu / count, result=rows)
 
-    def same(ours: Pixels, rows: slice) -> bool:
-        """Asked again, to save them."""
+    def same(kept: Pixels | None, rows: slice) -> bool:
+        """Asked again, to save them; of a stretch, which nobody keeps, the beginning is read again."""
+        if kept is None:
+            rows = slice(rows.start, min(rows.stop, 2 * CHUNK + 1))
+            kept = bands.reader.read(rows)
         saved = inputs.folder / f"{name}.npy"
-        library.read(bands.corners(rows), tile_px, save=saved)
-        theirs = np.load(saved)
+        library.read(bands.corners(rows), tile_px, threads=threads, save=saved)
+        found = np.load(saved)
         if not near:
-            return np.array_equal(ours, theirs)
-        return ours.shape == theirs.shape and bool(np.abs(ours.astype(np.int16) - theirs).mean() <= near)
+            return np.array_equal(kept, found)
+        return kept.shape == found.shape and bool(np.abs(kept.astype(np.int16) - found).mean() <= near)
 
     def close() -> None:
         bands.close()
         library.worker.close()
 
+    what = "" if threads == 1 else f", {stretch.stop} tiles on {threads} threads"
     return Case(
-        name=f"tile read {tile_px} px from JPEG tiles of 256",
+        name=f"tile read {tile_px} px from JPEG tiles of 256{what}",
         against=called,
-        ours=bands.read,
-        reference=read,
+        ours=ours,
+        reference=theirs,
         same=same,
         goal=1.0,
         figures=(Figure(text="{} tiles/s", of=lambda s: 1 / s.ours),),
@@ -96,33 +115,8 @@ def cucim(inputs: Inputs) -> Case:
 
 @case("read/cucim-two-threads")
 def cucim_two_threads(inputs: Inputs) -> Case:
-    """Its batches, which it fills with threads of its own, beside our reader threads."""
-    library, bands = start_library(inputs, "cucim", inputs.huge), Bands(inputs.huge, 224)
-    rows = slice(0, min(STRETCH, len(bands.grid)))
-
-    def ours() -> Measured:
-        with reading(bands.slide, bands.grid, rows, 2) as work:
-            cpu, began = time.process_time(), time.perf_counter()
-            work()
-            return per_tile(began, cpu, rows)
-
-    def theirs() -> Measured:
-        took, count = library.read(bands.corners(rows), 224, threads=2), rows.stop - rows.start
-        return Measured(value=took.value / count, cpu=took.cpu / count)
-
-    def close() -> None:
-        bands.close()
-        library.worker.close()
-
-    return Case(
-        name=f"{rows.stop - rows.start} tiles of 224 px from JPEG tiles of 256, two threads",
-        against="cuCIM `read_region` of batches, two workers",
-        ours=ours,
-        reference=theirs,
-        goal=1.0,
-        figures=(Figure(text="{} tiles/s", of=lambda s: 1 / s.ours),),
-        close=close,
-    )
+    """The same where it reads batches."""
+    return _against_library(inputs, "cucim", "cuCIM `read_region` of batches, two workers", threads=2)
 
 
 @case("read/fastslide")

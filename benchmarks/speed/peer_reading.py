@@ -1,6 +1,6 @@
 """A process that reads tiles with another library: ``python -m benchmarks.speed.peer_reading NAME SLIDE``.
 
-It imports nothing but that library and NumPy: some do not work beside others.
+It imports nothing but that library and NumPy, so that nothing of ours disturbs it.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def main() -> None:
         cpu, began = time.process_time(), time.perf_counter()
         tiles = read(corners, question["side"], question["threads"])
         if question["save"]:
-            np.save(question["save"], np.concatenate([some.reshape(-1, *some.shape[-3:]) for some in tiles]))
+            np.save(question["save"], np.concatenate([np.array(some).reshape(-1, *some.shape[-3:]) for some in tiles]))
         else:
             deque(tiles, maxlen=0)
         return {"seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}

@@ -127,9 +127,11 @@ def start_library(inputs: Inputs, name: str, slide: Path) -> Library:
     """
     interpreter, environment = _interpreter(inputs)
     everything = {**os.environ, **environment}
-    found = subprocess.run([interpreter, "-c", f"import {name}"], env=everything, capture_output=True, check=False)
+    tried = [interpreter, "-c", f"import {name}"]
+    found = subprocess.run(tried, env=everything, capture_output=True, text=True, check=False)
     if found.returncode:
-        raise NotMeasured(f"no module {name}: pip install {PACKAGES[name]}, into the peers' venv or beside histotl")
+        why = (found.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+        raise NotMeasured(f"{why}; pip install {PACKAGES[name]}, into the peers' venv or beside histotl")
     return Library(worker=Worker([interpreter, "-m", "benchmarks.speed.peer_reading", name, str(slide)], environment))
 
 
