@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -22,7 +23,7 @@ from sklearn.preprocessing import StandardScaler
 
 import histotl
 from histotl.core.intervals import Resamples, estimate
-from histotl.evaluate import metrics
+from histotl.evaluate import metrics, ranking
 from histotl.learn.config import PredictConfig
 from histotl.learn.task import Task
 from histotl.store.embeddings import open_embeddings
@@ -77,29 +78,49 @@ def joint(table: Path, features: Path, out: Path, tasks: tuple[Task, ...], **con
 
 
 def probe(table: pd.DataFrame, features: Path) -> dict[str, object]:
-    """Plain logistic regression on standardised features: strength and class weights chosen on val, fitted on train."""
+    """Plain logistic regressions on standardised features, of the six classes and of dysplasia.
+
+    Each is fitted on train, with the strength and class weights that do best on val.
+    """
     with open_embeddings(find_features(features)[0]) as file:
         x = file.read()
         order = pd.Index(file.items).get_indexer(table["path"])
-    x, label = x[order].astype(np.float64), table["label"].map(CLASSES.index).to_numpy()
-    split = {name: (table["split"] == name).to_numpy() for name in ("train", "val", "test")}
-    unit = pd.factorize(table["patient"][split["test"]])[0]
+    x = x[order].astype(np.float64)
+    rows = {name: (table["split"] == name).to_numpy() for name in ("train", "val", "test")}
+    draws = Resamples.draw(pd.factorize(table["patient"][rows["test"]])[0], 2000, 0)
+    found: dict[str, object] = {}
+    for task in PATCH_TASKS:
+        if task.kind in ("multiclass", "binary"):
+            label = task.targets(table[task.column]).astype(np.int64)
+            best = tuned(x, label, rows, task.n_classes)
+            value = estimate(score(best, x[rows["test"]], label[rows["test"]], draws, task.n_classes))
+            found[task.name] = value.to_dict()
+    return found
+
+
+def tuned(
+    x: npt.NDArray[np.float64], label: npt.NDArray[np.int64], rows: dict[str, npt.NDArray[np.bool_]], n_classes: int
+) -> Pipeline:
+    """The model fitted on train that does best on val."""
 
     def fitted() -> Iterator[Pipeline]:
         for weight in (None, "balanced"):
             for c in 10.0 ** np.arange(-4, 2.1):
                 model = LogisticRegression(C=c, class_weight=weight, max_iter=3000)
-                yield make_pipeline(StandardScaler(), model).fit(x[split["train"]], label[split["train"]])
+                yield make_pipeline(StandardScaler(), model).fit(x[rows["train"]], label[rows["train"]])
 
-    def score_on_val(model: Pipeline) -> float:
-        confusion = metrics.confusion_matrix(label[split["val"]], model.predict(x[split["val"]]), len(CLASSES))
-        return float(metrics.balanced_accuracy(confusion))
+    once = Resamples.draw(np.arange(rows["val"].sum()), 0, 0)
+    return max(fitted(), key=lambda model: float(score(model, x[rows["val"]], label[rows["val"]], once, n_classes)[0]))
 
-    best = max(fitted(), key=score_on_val)
-    draws = Resamples.draw(unit, 2000, 0)
-    predicted, truth = best.predict(x[split["test"]]), label[split["test"]]
-    value = estimate(metrics.balanced_accuracy(draws.confusion(truth, predicted, len(CLASSES))))
-    return {"type": value.to_dict()}
+
+def score(
+    model: Pipeline, x: npt.NDArray[np.float64], label: npt.NDArray[np.int64], draws: Resamples, n_classes: int
+) -> npt.NDArray[np.float64]:
+    """What the table shows on every draw: AUROC of two classes, balanced accuracy of more."""
+    if n_classes == 2:
+        risk = model.predict_proba(x)[:, 1]
+        return draws.rows(lambda weights: ranking.auroc(risk, label == 1, weights))
+    return metrics.balanced_accuracy(draws.confusion(label, model.predict(x), n_classes))
 
 
 def main() -> None:
