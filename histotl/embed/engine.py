@@ -148,7 +148,8 @@ class _Engine:
         dropped = 0
         try:
             if left := self._left(entries, account, choose_planners(device)):
-                ready = replace(self, models=made_ready(self.models, self.config))
+                with self.clock.stage("build"):
+                    ready = replace(self, models=made_ready(self.models, self.config))
                 telemetry, dropped = ready.embed(left, account, device, readers, forwards)
         finally:
             account.write_failures()
@@ -208,9 +209,10 @@ class _Engine:
         planners = choose_planners(device)
         accelerator = accelerator_of(device)
         side = self.tiling.tile_px
-        batch_size, most, tuner = choose_batches(
-            self.config, self.models, accelerator, side, forwards.count, lambda: self.clock.seconds[WAITING]
-        )
+        with self.clock.stage("build"):
+            batch_size, most, tuner = choose_batches(
+                self.config, self.models, accelerator, side, forwards.count, lambda: self.clock.seconds[WAITING]
+            )
         compute, workers = Compute(accelerator, self.clock), Workers[OnTheWay, Found](forwards)
         feed = Feed[SlideEntry, SlideJob](
             readers=readers,

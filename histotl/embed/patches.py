@@ -127,7 +127,7 @@ def embed_patches(
             if run.path(model).is_file():
                 warn_of_other_identity(run.path(model), model, run.extras)
         state, todo = ("current", ()) if failed else claim(models, run.path, run.is_current, held)
-        telemetry = run.embed(made_ready(todo, config)) if state == "ready" else None
+        telemetry = run.embed(todo) if state == "ready" else None
     failed = sorted(run.failed, key=lambda failure: failure.slide_id)
     write_failures(out, failed, keep=[patch.text for patch in patches] if state == "busy" else ())
     done = state == "ready" and not failed
@@ -181,6 +181,8 @@ class _PatchRun:
     def embed(self, models: Sequence[Model]) -> Telemetry:
         """Read and embed all; seals the files only when no image failed."""
         clock, began = self.clock, time.monotonic()
+        with clock.stage("build"):
+            models = made_ready(models, self.config)
         accelerator = accelerator_of(self.device)
         compute, workers = Compute(accelerator, clock), Workers[_OnTheWay, list[Features]](self.forwards)
         feed = Feed[SameSize, SameSize](

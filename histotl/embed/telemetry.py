@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-WORKING = ("plan", "read", "decode", "resample", "copy", "quality", "transform", "augment", "forward", "write")
-"""Stages that do work: opening and planning; bytes off the disk; JPEG decoding; cutting and resampling; to the device;
-quality figures; stain; augmented views; network, with the stain where both are one on a GPU; to the file."""
+WORKING = ("build", "plan", "read", "decode", "resample", "copy", "quality", "transform", "augment", "forward", "write")
+"""Stages that do work: once a run, getting networks ready (formats, compiling, trials); opening and planning; bytes off
+the disk; JPEG decoding; cutting and resampling; to the device; quality figures; stain; augmented views; network, with
+the stain where both are one on a GPU; to the file."""
 
 WAITING = "wait"
 """The device has no tiles: on a CPU summed over the threads that compute."""
@@ -21,6 +22,9 @@ STAGES = (*WORKING, WAITING)
 
 _HUNGRY = 0.1
 """Share of the run that the device may wait for tiles before reading counts as the bottleneck."""
+
+_MOSTLY = 0.5
+"""Share of the run that getting networks ready may take: beyond it nothing else is worth a change."""
 
 
 class Clock:
@@ -58,7 +62,8 @@ class Telemetry:
     Args:
         seconds: Stage -> seconds, summed over its threads. Stages run beside each other, so they add up to more than
             the wall time; ``wait`` is the time in which those that compute had no tiles.
-        wall_s: From the first slide to the last file; loading the backbones is not in it.
+        wall_s: From the first look at what is there to the last file; loading the backbones is not in it, getting them
+            ready (``build``) is.
         n_tiles: Tiles embedded.
         device: Where the network ran.
         device_busy: Share of the wall time in which the device worked (quality, stain, views, network), 0 to 1; of a
@@ -120,6 +125,10 @@ def _bottleneck(run: Telemetry) -> str:
     """What limited the run, and the flag that would help."""
     if not run.n_tiles or run.wall_s <= 0:
         return ""
+    build = run.seconds.get("build", 0.0) / run.wall_s
+    if build > _MOSTLY:
+        cure = "embed more in one run, or leave out --compile or --runtime if given"
+        return f"getting the network ready: {build:.0%} of the time, once a run; {cure}"
     waiting = run.seconds.get(WAITING, 0.0)
     on_gpu = run.device.startswith("cuda")
     stages = ("quality", "transform", "augment", "forward")

@@ -190,6 +190,7 @@ def test_a_patch_set_tells_where_its_time_went_and_what_it_replaces(patch_set, t
     told = embed_patches(patch_set, out, config=config).telemetry
     assert told is not None
     assert told.n_tiles == 12
+    assert told.seconds["build"] > 0
     assert told.seconds["decode"] > 0
     assert told.bottleneck
     assert embed_patches(patch_set, out, config=config).telemetry is None

@@ -41,6 +41,8 @@ def test_the_bottleneck_is_named_with_a_flag():
     slow = told(seconds={"wait": 6.0, "decode": 9.0}, fallback_tiles=10, jpeg_tiles=0)
     assert slow.bottleneck.startswith("decoding through the slide library")
     assert told(seconds={"transform": 6.0, "forward": 3.0}).bottleneck.startswith("stain normalisation: 60%")
+    assert told(seconds={"build": 8.0, "wait": 2.0}).bottleneck.startswith("getting the network ready: 80%")
+    assert told(seconds={"build": 2.0, "forward": 7.0}).bottleneck.startswith("the network: cpu")
     assert told(n_tiles=0).bottleneck == ""
 
 
@@ -98,7 +100,7 @@ def test_a_run_tells_where_its_time_went(slides, tmp_path, tiling, config):
     assert run is not None
     assert run.n_tiles == summary.n_tiles
     assert 0 < run.wall_s <= summary.seconds
-    for stage in ("plan", "read", "decode", "forward", "write"):
+    for stage in ("build", "plan", "read", "decode", "forward", "write"):
         assert run.seconds[stage] > 0, stage
     assert 0 < run.device_busy <= 1
     assert run.jpeg_tiles > 0
